@@ -1,0 +1,1 @@
+"""The roles that read topics, one file each."""

@@ -1,0 +1,1 @@
+"""Autoencoders: stacks, training, bundles, the registry and the scorers."""

@@ -1,0 +1,1 @@
+"""The front door of offbeat: the command line, the wiring and the demo."""

@@ -1,0 +1,1 @@
+"""Logs of partitioned topics with offsets, consumer groups and atomic commits."""

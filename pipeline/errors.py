@@ -1,0 +1,74 @@
+"""Every error that offbeat raises on purpose.
+
+    OffbeatError
+    ├── ConfigError          offbeat.yaml or an option is wrong; the user mends it
+    ├── NotFound             a topic, file, bundle or series that was named does not exist
+    ├── BusError
+    │   ├── BusDown          the bus cannot be reached now; trying again can help
+    │   ├── Refused          a commit was not accepted: ownership is lost, drop all state
+    │   └── BusFull          the bus has no room (disk full); nothing was written
+    ├── StoreDown            Redis cannot be reached now; trying again can help
+    ├── BundleError          a bundle is damaged, hostile or does not fit the stream
+    └── InputError           a file given by the user cannot be read
+
+A message says what was found, where it was, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class OffbeatError(Exception):
+    """Base of all errors that end in one clear sentence for the user.
+
+    ``exit_code`` is what the command line exits with.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(OffbeatError):
+    """The configuration or an option is wrong."""
+
+    exit_code = 2
+
+
+class NotFound(OffbeatError):  # noqa: N818 - reads as the fact it states
+    """Something that was named does not exist."""
+
+    exit_code = 3
+
+
+class BusError(OffbeatError):
+    """The bus failed."""
+
+    exit_code = 4
+
+
+class BusDown(BusError):  # noqa: N818
+    """The bus cannot be reached now."""
+
+
+class Refused(BusError):  # noqa: N818
+    """A commit was not accepted; the caller drops all state and polls again."""
+
+
+class BusFull(BusError):  # noqa: N818
+    """The bus has no room left; nothing of the call was written."""
+
+
+class StoreDown(OffbeatError):  # noqa: N818
+    """The state store cannot be reached now."""
+
+    exit_code = 5
+
+
+class BundleError(OffbeatError):
+    """A bundle is damaged, hostile, or does not fit its stream."""
+
+    exit_code = 6
+
+
+class InputError(OffbeatError):
+    """A file given by the user cannot be read."""
+
+    exit_code = 7

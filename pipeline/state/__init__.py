@@ -1,0 +1,1 @@
+"""Where a partition's state lives between workers: Redis or Valkey, embedded or given."""

@@ -1,0 +1,1 @@
+"""What writes events into a topic, one file each."""

@@ -1,1 +1,22 @@
 """Autoencoders: stacks, training, bundles, the registry and the scorers."""
+
+from models.autoencoder import Autoencoder, ModelSpec
+from models.bundle import Bundle, load, save
+from models.registry import Registry
+from models.samples import SeriesRows
+from models.scorer import StackScorer
+from models.training import Progress, rows_needed, train
+
+__all__ = [
+    "Autoencoder",
+    "Bundle",
+    "ModelSpec",
+    "Progress",
+    "Registry",
+    "SeriesRows",
+    "StackScorer",
+    "load",
+    "rows_needed",
+    "save",
+    "train",
+]

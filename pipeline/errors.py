@@ -9,7 +9,8 @@
     │   └── BusFull          the bus has no room (disk full); nothing was written
     ├── StoreDown            Redis cannot be reached now; trying again can help
     ├── BundleError          a bundle is damaged, hostile or does not fit the stream
-    └── InputError           a file given by the user cannot be read
+    ├── InputError           a file given by the user cannot be read
+    └── TooFewRows           not enough history to train on yet; more rows will help
 
 A message says what was found, where it was, and what to do next.
 """
@@ -72,3 +73,19 @@ class InputError(OffbeatError):
     """A file given by the user cannot be read."""
 
     exit_code = 7
+
+
+class TooFewRows(OffbeatError):  # noqa: N818
+    """There is not enough history to train on yet.
+
+    Attributes:
+        have: usable rows there are.
+        need: usable rows it takes.
+    """
+
+    exit_code = 8
+
+    def __init__(self, message: str, *, have: int, need: int) -> None:
+        super().__init__(message)
+        self.have = have
+        self.need = need

@@ -1,0 +1,156 @@
+"""Reconstruction errors of stacked autoencoders: the one place where they are computed.
+
+Training calibrates with it, loading checks the canary with it, and the scorer is little else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.autoencoder import Autoencoder
+from models.scaling import INPUT_CLIP, TARGET_CLIP, Scaling
+from pipeline.ports import Errors, Explanation, Float32s, Float64s, Int32s, Windows
+
+Int64s = NDArray[np.int64]
+
+_VALUES_AT_ONCE: Final = 262_144  # 1 MiB of float32: a block and its two copies stay in cache
+_GROUP_ALONE: Final = 64  # rows of one model from which a product of its own costs less than padding
+_FLOAT32_SAFE: Final = 1e37  # an offset this far off is clipped anyway, and has room for the tail
+
+
+@dataclass(eq=False)
+class Stack:
+    """M autoencoders with their scalings. Not for two threads at once: temporaries are kept and reused.
+
+    Errors of the same window in another batch or order differ by rounding only (about 4e-7), for matrix
+    products add in another order; no window depends on its neighbours otherwise.
+    """
+
+    network: Autoencoder
+    scaling: Scaling
+    _inverse: Tensor = field(init=False)
+    _buffers: dict[str, Tensor] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._inverse = torch.from_numpy((1 / self.scaling.spread).astype(np.float32))
+
+    def score(self, windows: Windows) -> Errors:
+        """The root of the mean absolute residual, over the window and over its last row alone.
+
+        The residual is between the scaled window, clipped at ``TARGET_CLIP``, and what the network makes
+        of it when clipped at ``INPUT_CLIP``.
+        """
+        n, rows, features = windows.tail.shape
+        errors = np.empty((2, n), np.float32)
+        out = torch.from_numpy(errors)
+        per_block = max(1, _VALUES_AT_ONCE // (rows * features))
+        with torch.inference_mode():
+            tail = torch.from_numpy(windows.tail)
+            offset = torch.from_numpy(self._offset(windows))
+            if n and (windows.model == windows.model[0]).all():
+                only = slice(int(windows.model[0]), int(windows.model[0]) + 1)
+                for first in range(0, n, per_block):
+                    cut = slice(first, first + per_block)
+                    out[:, None, cut] = self._errors(only, tail[None, cut], offset[None, cut])
+            elif n:
+                for models, members in _blocks(windows.model, per_block):
+                    index = torch.from_numpy(members)
+                    flat = index.view(-1)
+                    gathered = torch.index_select(tail, 0, flat, out=self._buffer("tail", len(flat), tail))
+                    found = self._errors(
+                        _as_slice(models),
+                        gathered.view(*index.shape, rows, features),
+                        offset[flat].view(*index.shape, features),
+                    )
+                    out[:, flat] = found.view(2, -1)
+        return Errors(errors[0].astype(np.float64), errors[1].astype(np.float64))
+
+    def explain(self, windows: Windows) -> Explanation:
+        """Observed and expected values in the features' own units, and each feature's share of the error."""
+        median = self.scaling.median[windows.model][:, None, :]
+        spread = self.scaling.spread[windows.model][:, None, :]
+        observed = windows.anchor[:, None, :] + windows.tail
+        target = ((observed - median) / spread).clip(-TARGET_CLIP, TARGET_CLIP)
+        inputs = torch.from_numpy(target.clip(-INPUT_CLIP, INPUT_CLIP).astype(np.float32))
+        rebuilt = np.empty_like(target)
+        with torch.inference_mode():
+            for model in np.unique(windows.model).tolist():
+                mine = np.flatnonzero(windows.model == model)
+                flat = inputs[torch.from_numpy(mine)].view(1, len(mine), -1)
+                output = self.network.pick(slice(model, model + 1)).reconstruct(flat)
+                rebuilt[mine] = output.view(len(mine), *target.shape[1:]).numpy()
+        by_feature = np.abs(target - rebuilt).sum(axis=1)
+        total = by_feature.sum(axis=1, keepdims=True)
+        even = np.full_like(by_feature, 1 / target.shape[2])
+        share = np.divide(by_feature, total, out=even, where=total > 0)
+        return Explanation(observed, rebuilt * spread + median, share)
+
+    def _offset(self, windows: Windows) -> Float32s:
+        """What the anchor adds to a scaled tail, float32[n, F]; the difference is taken in float64."""
+        model = windows.model
+        if len(model) and (model == model[0]).all():
+            model = model[:1]
+        offset: Float64s = (windows.anchor - self.scaling.median[model]) / self.scaling.spread[model]
+        return offset.clip(-_FLOAT32_SAFE, _FLOAT32_SAFE).astype(np.float32)
+
+    def _errors(self, models: slice | Tensor, tail: Tensor, offset: Tensor) -> Tensor:
+        """Errors float32[2, G, P] of G models' windows float32[G, P, W, F] and offsets float32[G, P, F]."""
+        groups, padded, rows, features = tail.shape
+        size = groups * padded
+        target = self._buffer("target", size, tail[0]).view_as(tail)
+        torch.addcmul(offset.unsqueeze(2), tail, self._inverse[models].view(-1, 1, 1, features), out=target)
+        target.clamp_(-TARGET_CLIP, TARGET_CLIP)
+        inputs = self._buffer("inputs", size, tail[0]).view_as(tail)
+        torch.clamp(target, -INPUT_CLIP, INPUT_CLIP, out=inputs)
+        shape = (groups, padded, rows * features)
+        residual = self.network.pick(models).reconstruct(inputs.view(shape)).sub_(target.view(shape)).abs_()
+        return torch.stack([residual.mean(-1), residual[..., -features:].mean(-1)]).sqrt_()
+
+    def _buffer(self, name: str, rows: int, like: Tensor) -> Tensor:
+        """A kept tensor float32[rows, W, F] of whatever content."""
+        kept = self._buffers.get(name)
+        if kept is None or len(kept) < rows or kept.shape[1:] != like.shape[1:]:
+            kept = self._buffers[name] = torch.empty(rows, *like.shape[1:])
+        return kept[:rows]
+
+
+def _blocks(model: Int32s, per_block: int) -> Iterator[tuple[Int64s, Int64s]]:
+    """Cut rows of mixed models into blocks of equally many rows for each of some models.
+
+    Yields ``(models int64[G], members int64[G, P])``. A model with fewer than P rows repeats its last one.
+    Models are taken in classes of like counts, so that padding at most doubles the work.
+    """
+    order = np.argsort(model.astype(np.uint16) if model.max() < 65_536 else model, kind="stable")
+    ordered = model[order]
+    starts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
+    counts = np.diff(starts, append=len(model))
+    ids = ordered[starts].astype(np.int64)
+
+    for group in np.flatnonzero(counts > _GROUP_ALONE).tolist():
+        end = starts[group] + counts[group]
+        for first in range(starts[group], end, per_block):
+            yield ids[group : group + 1], order[None, first : min(first + per_block, end)]
+    waiting = counts <= _GROUP_ALONE
+    while waiting.any():
+        padded = int(counts[waiting].max())
+        chosen = np.flatnonzero(waiting & (counts * 2 > padded))
+        waiting[chosen] = False
+        at_once = max(1, per_block // padded)
+        for first in range(0, len(chosen), at_once):
+            groups = chosen[first : first + at_once]
+            place = np.minimum(np.arange(padded), counts[groups, None] - 1)
+            yield ids[groups], order[starts[groups, None] + place]
+
+
+def _as_slice(models: Int64s) -> slice | Tensor:
+    """Models that stand side by side need no copy of their weights."""
+    if models[-1] - models[0] == len(models) - 1:
+        return slice(int(models[0]), int(models[-1]) + 1)
+    return torch.from_numpy(models)

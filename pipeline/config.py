@@ -1,0 +1,335 @@
+"""``offbeat.yaml``: what a stream is, checked with the path and line of every mistake.
+
+Everything here is frozen: a running worker never sees a setting change under it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+MAX_OPEN_CELLS = 64
+"""A row of state holds its open cells, so their number is bounded."""
+
+
+def seconds(value: object) -> object:
+    """Turn ``90s``, ``1.5h`` or ``7d`` into seconds; numbers are seconds already."""
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        if match is None:
+            raise ValueError(
+                f"{value!r} is no duration: write a number and ms, s, m, h or d, such as 90s or 6h"
+            )
+        return float(match[1]) * _UNITS[match[2]]
+    return value
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(seconds, json_schema_input_type=str | float),
+    Field(ge=0, le=10 * 365 * 86400.0, allow_inf_nan=False),
+]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+FieldPath = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^.]+(\.[^.]+)*$")]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are mistakes, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Time(Section):
+    """Where an event's time stands."""
+
+    field: FieldPath = Field("time", description="JSON path of the time; ignored for `record`")
+    format: Literal["s", "ms", "ns", "iso", "record"] = Field(
+        "s", description="epoch seconds, milliseconds or nanoseconds, ISO 8601, or the record's own timestamp"
+    )
+
+
+class Feature(Section):
+    """One measured value of a series."""
+
+    path: FieldPath | None = Field(
+        None, description="JSON path (wide) or metric name (narrow); default: its name"
+    )
+    transform: Literal["none", "rate", "diff", "log"] = Field(
+        "none",
+        description="`rate` per second for counters, `diff` to the row before, `log` as sign(x) ln(1+|x|)",
+    )
+    unit: str = Field("", description="shown beside the value in alerts")
+
+
+def _features(value: object) -> object:
+    if isinstance(value, list):
+        if len(set(map(str, value))) != len(value):
+            raise ValueError("a feature is named twice")
+        return {name: {} for name in value}
+    if isinstance(value, dict):
+        return {name: {} if feature is None else feature for name, feature in value.items()}
+    return value
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class Events(Section):
+    """How the bytes of a record become readings."""
+
+    kind: Literal["wide", "narrow"] = Field(
+        "wide",
+        description="wide: one object holds all features; narrow: one metric a record, joined on the grid",
+    )
+    time: Time = Time()
+    series: Annotated[tuple[FieldPath, ...], BeforeValidator(_listed), Field(min_length=1, max_length=8)] = (
+        Field(("series",), description="the field or fields that name the series")
+    )
+    labels: Annotated[tuple[FieldPath, ...], BeforeValidator(_listed), Field(max_length=16)] = Field(
+        (), description="fields copied to alerts, read from the first event of a series"
+    )
+    features: Annotated[dict[Name, Feature], BeforeValidator(_features), Field(min_length=1, max_length=256)]
+    metric: FieldPath = Field("metric", description="narrow: the field that names the metric")
+    value: FieldPath = Field("value", description="narrow: the field that holds the value")
+    every: Duration | None = Field(None, description="the grid; without it each record is a row of its own")
+    combine: Literal["mean", "last", "min", "max", "sum"] = Field(
+        "mean", description="how the readings of a cell become one"
+    )
+    late: Duration | None = Field(None, description="how long a cell waits for stragglers; default: one cell")
+    missing: Literal["hold", "reject"] = Field(
+        "hold", description="a null feature: keep its last value (bounded by `gap`), or refuse the record"
+    )
+    gap: Duration | None = Field(
+        None, description="a longer hole starts a new window; default: 5 cells, without a grid no bound"
+    )
+    ahead: Duration = Field(60.0, description="an event further ahead of its record's timestamp is refused")
+    silent_after: Duration | None = Field(
+        None, description="a series quiet for longer raises a `silent` alert"
+    )
+    forget_after: Duration = Field(7 * 86400.0, description="a series idle for longer is dropped")
+    max_series: int = Field(100_000, ge=1, le=10_000_000, description="bound on live series of one partition")
+    max_bytes: int = Field(1 << 20, ge=64, le=16 << 20, description="a larger record is refused")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Events:
+        if self.kind == "narrow" and self.every is None:
+            raise ValueError("narrow events need `every`: the grid joins metrics to rows")
+        if self.every is not None:
+            if self.every < 0.001:
+                raise ValueError("`every` is at least 1ms")
+            if self.late_s / self.every > MAX_OPEN_CELLS - 2:
+                raise ValueError(f"`late` spans more than {MAX_OPEN_CELLS - 2} cells of `every`")
+        elif self.late:
+            raise ValueError("`late` needs `every`: without a grid, time must rise strictly within a series")
+        if self.silent_after is not None and self.silent_after >= self.forget_after:
+            raise ValueError("`silent_after` must be below `forget_after`")
+        if self.kind == "narrow":
+            metrics = [feature.path or name for name, feature in self.features.items()]
+            if len(set(metrics)) != len(metrics):
+                raise ValueError("two features read the same metric")
+        return self
+
+    @property
+    def late_s(self) -> float:
+        """The lateness in seconds: as given, else one cell, else none."""
+        return self.late if self.late is not None else (self.every or 0.0)
+
+    @property
+    def gap_s(self) -> float | None:
+        """The gap in seconds: as given, else five cells, else no bound."""
+        return self.gap if self.gap is not None else (5 * self.every if self.every is not None else None)
+
+
+class Model(Section):
+    """The autoencoder of a stream."""
+
+    kind: Literal["undercomplete"] = "undercomplete"
+    window: int = Field(32, ge=2, le=512, description="rows in a window")
+    hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] | None = Field(
+        None, description="widths between input and code; the decoder mirrors them; default: from the input"
+    )
+    code: int | None = Field(None, ge=1, le=1024, description="width of the middle; default: from the input")
+
+
+class Ewma(Section):
+    """Mean plus k standard deviations of the reconstruction error, both rolling."""
+
+    policy: Literal["ewma"] = "ewma"
+    k: float = Field(4.0, gt=0, le=100, description="standard deviations above the mean")
+    memory: Duration = Field(6 * 3600.0, description="half-life; never shorter than 1,000 rows")
+    adapt_after: Duration = Field(
+        6 * 3600.0, description="an anomaly that lasts longer begins to count as normal"
+    )
+
+
+class Static(Section):
+    """A fixed line."""
+
+    policy: Literal["static"]
+    value: float = Field(gt=0, allow_inf_nan=False, description="the reconstruction error that is the line")
+
+
+class AlertRules(Section):
+    """When an episode fires and when it ends."""
+
+    for_rows: int = Field(1, ge=1, le=10_000, alias="for", description="rows above the line before it fires")
+    recovery: int = Field(8, ge=1, le=10_000, description="rows in a row below the line before it resolves")
+    refractory: Duration = Field(0.0, description="no new alert of a series for so long after one resolved")
+
+
+class Training(Section):
+    """What the models learn from."""
+
+    rows: int = Field(10_000, ge=64, le=10_000_000, description="at most so many rows of a series")
+    min_rows: int = Field(256, ge=64, le=10_000_000, description="rows needed before a stream is trained")
+    steps: int = Field(1_200, ge=1, le=1_000_000, description="optimiser steps at most")
+    seed: int = Field(0, ge=0)
+
+
+class Stream(Section):
+    """One stream: an input topic and what is done with it."""
+
+    topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+    start: Literal["earliest", "latest"] = Field(
+        "earliest", description="where a worker begins that finds no position of its group"
+    )
+    events: Events
+    model: Model = Model()
+    threshold: Annotated[Ewma | Static, Field(discriminator="policy")] = Ewma()
+    alerts: AlertRules = AlertRules()
+    training: Training = Training()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_policy(cls, value: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
+        threshold = value.get("threshold") if isinstance(value, dict) else None
+        if isinstance(threshold, dict) and "policy" not in threshold:
+            return {**value, "threshold": {"policy": "ewma", **threshold}}
+        return value
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The features in their order."""
+        return tuple(self.events.features)
+
+
+class Config(Section):
+    """The whole of ``offbeat.yaml``."""
+
+    namespace: Name = Field(
+        "offbeat", description="prefix of topics, groups, transactional ids and Redis keys"
+    )
+    bus: str = Field(
+        "sqlite:///offbeat-data/offbeat.db", description="kafka://host:9092 or sqlite:///file.db"
+    )
+    state: str = Field(
+        "embedded:///offbeat-data/state", description="redis://host:6379/0 or embedded:///folder"
+    )
+    registry: str = Field("offbeat-data/models", description="folder of trained bundles")
+    streams: dict[Name, Stream] = Field(min_length=1)
+
+    def stream(self, name: str) -> Stream:
+        """The stream of that name.
+
+        Raises:
+            ConfigError: there is none; the message lists those there are.
+        """
+        if name not in self.streams:
+            raise ConfigError(
+                f"there is no stream {name!r}; the configuration has: {', '.join(self.streams)}"
+            )
+        return self.streams[name]
+
+    @property
+    def alerts_topic(self) -> str:
+        """Where alerts are published."""
+        return f"{self.namespace}.alerts"
+
+    @property
+    def dead_letters_topic(self) -> str:
+        """Where records that could not be read are kept."""
+        return f"{self.namespace}.dead-letters"
+
+    def group(self, stream: str) -> str:
+        """The consumer group of a stream's workers."""
+        return f"{self.namespace}.{stream}.detect"
+
+    def transactional_id(self, stream: str, slot: int) -> str:
+        """The transactional id of the worker in ``slot``; no two live workers share one."""
+        return f"{self.namespace}.{stream}.{slot}"
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigError: it is missing, is not YAML, or holds mistakes; the message lists every one of them
+            with its path and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file; `offbeat config example > {path}` writes one to begin with"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give a readable UTF-8 file") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, origin: str = "offbeat.yaml") -> Config:
+    """Check configuration text; ``origin`` stands in the messages. Raises as :func:`load`."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{origin}:{line}: this is not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: this is not YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{origin}:1: expected settings such as `streams:`, found {type(value).__name__}")
+    try:
+        return Config.model_validate(value)
+    except ValidationError as error:
+        mistakes = [
+            f"{origin}:{_line(root, mistake['loc'])}: {_dotted(mistake['loc'])}: {_said(mistake)}"
+            for mistake in error.errors()
+        ]
+        raise ConfigError("\n".join(mistakes)) from error
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location if part not in {"ewma", "static", "[key]"}) or "top level"
+
+
+def _said(mistake: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    if mistake["type"] == "extra_forbidden":
+        return "no such setting; `offbeat config schema` lists them"
+    if mistake["type"] == "missing":
+        return "this setting is required"
+    found = f" (found {mistake['input']!r})" if not isinstance(mistake["input"], dict | list) else ""
+    return str(mistake["msg"]).removeprefix("Value error, ") + found
+
+
+def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
+    line = node.start_mark.line + 1 if node is not None else 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            for key, child in node.value:
+                if key.value == str(part):
+                    node, line = child, key.start_mark.line + 1
+                    break
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line

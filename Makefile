@@ -1,0 +1,58 @@
+# Everything is made and kept in this checkout; the environment is .venv/ and nothing outside is touched.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+# The plain wheels of torch for Linux carry gigabytes of GPU libraries that offbeat does not use.
+TORCH := $(shell grep '^torch==' constraints.txt)
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+ifeq ($(shell uname -s),Linux)
+INSTALL_TORCH = $(PIP_INSTALL) --quiet '$(TORCH)+cpu' 2>/dev/null \
+	|| $(PIP_INSTALL) --timeout 10 --retries 0 --extra-index-url $(TORCH_CPU_INDEX) '$(TORCH)+cpu' 2>/dev/null \
+	|| $(PIP_INSTALL) '$(TORCH)'
+else
+INSTALL_TORCH = $(PIP_INSTALL) '$(TORCH)'
+endif
+
+# Coverage cannot see into compiled kernels, so the tests of the pure core run once more uncompiled.
+CORE_TESTS = $(wildcard tests/pipeline/test_*.py)
+
+.PHONY: help setup demo test lint bench
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## make .venv/ with the locked dependencies; the other targets do it by themselves
+
+demo: $(READY) ## watch this machine's metrics, cause a burst of load, see the alert (2 minutes)
+	@$(BIN)/offbeat demo
+
+test: $(READY) ## run all tests; those that need Kafka say how to give it
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest --quiet --cov --cov-report= $(CORE_TESTS)
+	$(BIN)/pytest --cov --cov-append --cov-report=term --cov-fail-under=95
+
+lint: $(READY) ## check style, format, types and the order of the floors
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) ## measure each stage and write build/bench.json
+	$(BIN)/python benchmarks/bench.py
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "offbeat needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | tail -n 1)."; \
+		echo "Install one and name it: make setup PYTHON=python3.12"; exit 1; } >&2
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; } >&2
+	@echo "Installing the dependencies into $(VENV)/ (once; about 400 MB to fetch)"
+	@$(PIP_INSTALL) --quiet pip setuptools
+	@$(INSTALL_TORCH)
+	@$(PIP_INSTALL) --quiet --no-build-isolation --editable '.[all]' --group dev
+	@touch $@
+	@echo "$(VENV)/ is ready"

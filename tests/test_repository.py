@@ -1,0 +1,198 @@
+"""The files round the code agree with each other: Makefile, locks, documentation, deployment."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from pipeline import config
+
+ROOT = Path(__file__).resolve().parent.parent
+# They come with a GPU build of torch only, in the versions that it pins itself.
+GPU_LIBRARIES = re.compile(r"(nvidia|cuda|triton)\b.*")
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+
+
+def tracked_files() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout, so nothing says which files belong to it")
+    listed = run("git", "ls-files", "-z").stdout.split("\0")
+    return [path for name in listed if name and (path := ROOT / name).is_file()]
+
+
+def direct_requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    lines = [
+        *project["project"]["dependencies"],
+        *(line for name, extra in extras.items() if name != "all" for line in extra),
+        *project["dependency-groups"]["dev"],
+    ]
+    return [Requirement(line) for line in lines]
+
+
+def pins() -> dict[str, Requirement]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    found = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert len({pin.name for pin in found}) == len(found)
+    return {canonicalize_name(pin.name): pin for pin in found}
+
+
+def installed_needs(of: list[Requirement]) -> dict[str, str]:
+    """Name and installed version of ``of`` and of everything that they need on this machine."""
+    needs: dict[str, str] = {}
+    waiting, seen = list(of), set()
+    while waiting:
+        requirement = waiting.pop()
+        wanted = (canonicalize_name(requirement.name), frozenset(requirement.extras))
+        if wanted in seen or GPU_LIBRARIES.fullmatch(wanted[0]):
+            continue
+        seen.add(wanted)
+        package = importlib.metadata.distribution(requirement.name)
+        needs[wanted[0]] = package.version
+        for line in package.requires or []:
+            needed = Requirement(line)
+            extras = requirement.extras or {""}
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.append(needed)
+    return needs
+
+
+# `make help` is how a newcomer finds the targets, so it leaves none out.
+def test_make_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE)
+
+    shown = re.findall(r"^  make (\S+) +\S", run("make", "help").stdout, re.MULTILINE)
+
+    assert targets
+    assert sorted(shown) == sorted(targets)
+
+
+@pytest.mark.parametrize("python", ["no-such-python", "false"])
+def test_setup_without_a_usable_python_says_what_to_do(python: str, tmp_path: Path) -> None:
+    done = run("make", "setup", f"PYTHON={python}", f"VENV={tmp_path / 'env'}")
+
+    assert done.returncode != 0
+    assert "needs Python 3.11 or newer" in done.stderr
+    assert "make setup PYTHON=" in done.stderr
+    assert not (tmp_path / "env").exists()
+
+
+# What is tested is what is installed: each package, and each package that it brings along, has one version.
+def test_constraints_pin_everything_that_is_installed() -> None:
+    pinned = pins()
+
+    for name, version in installed_needs(direct_requirements()).items():
+        assert name in pinned, f"constraints.txt: add {name}=={version}"
+        assert pinned[name].specifier.contains(version, prereleases=True), (
+            f"{name} {version} is installed, constraints.txt has {pinned[name]}: run `make setup`"
+        )
+
+
+def test_constraints_are_exact_and_fit_the_project() -> None:
+    pinned = pins()
+
+    for pin in pinned.values():
+        assert re.fullmatch(r"==[^*,]+", str(pin.specifier)), pin
+    for requirement in direct_requirements():
+        version = str(pinned[canonicalize_name(requirement.name)].specifier).removeprefix("==")
+        assert requirement.specifier.contains(version, prereleases=True), requirement
+
+
+def test_every_dependency_is_explained() -> None:
+    page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    explained = [name for name in re.findall(r"^\| ([\w-]+) \|", page, re.MULTILINE) if name != "Package"]
+
+    assert sorted(explained) == sorted(canonicalize_name(each.name) for each in direct_requirements())
+
+
+# A checkout works wherever it lies: nothing in it points into one person's machine.
+def test_no_file_names_a_place_on_somebodys_machine() -> None:
+    place = re.compile(r"(?<![\w.~$}-])/(?:work|root|home|Users)/|\.\./" + "shared")
+
+    for path in tracked_files():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        found = place.search(text)
+        assert found is None, f"{path.relative_to(ROOT)} names {found.group()!r}"
+
+
+def test_links_between_documents_resolve() -> None:
+    link = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+    pages = [path for path in tracked_files() if path.suffix == ".md"]
+
+    for page in pages:
+        for target in link.findall(page.read_text(encoding="utf-8")):
+            name, _, anchor = target.partition("#")
+            if re.match(r"[a-z]+:", target):
+                continue
+            linked = page.parent / name if name else page
+            assert linked.exists(), f"{page.relative_to(ROOT)} links to {target}, which does not exist"
+            assert not anchor or anchor in anchors(linked), f"{page.relative_to(ROOT)}: no heading {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_floor_imports_only_from_floors_below() -> None:
+    done = run(str(Path(sys.executable).parent / "lint-imports"), "--no-cache")
+
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_deployed_configuration_is_valid() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+
+    deployed = config.load(ROOT / "deploy" / "offbeat.yaml")
+
+    for url, service in ((deployed.bus, "kafka"), (deployed.state, "valkey")):
+        assert f"//{service}:" in url
+        assert service in compose["services"]
+
+
+def test_the_compose_file_holds_together() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    services = compose["services"]
+
+    for name, service in services.items():
+        assert set(service.get("depends_on", {})) <= set(services), name
+        assert "build" in service or re.search(r":\d", service["image"]), f"{name}: pin its image"
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), f"{name}: {port} is open to the network"
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            known = (ROOT / source).exists() if source.startswith(".") else source in compose["volumes"]
+            assert known, f"{name}: {source} does not exist"
+
+
+def test_the_image_is_built_from_files_that_exist() -> None:
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    allowed = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)
+    copied = " ".join(copies).split()
+
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists(), name
+        assert f"!{name}" in allowed, f".dockerignore keeps {name} out"
+
+
+def test_ci_runs_as_a_program() -> None:
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert run("bash", "-n", ".ci/run").returncode == 0

@@ -10,7 +10,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 ifeq ($(shell uname -s),Linux)
-INSTALL_TORCH = $(PIP_INSTALL) --quiet '$(TORCH)+cpu' 2>/dev/null \
+INSTALL_TORCH = $(PIP_INSTALL) --quiet --quiet '$(TORCH)+cpu' 2>/dev/null \
 	|| $(PIP_INSTALL) --timeout 10 --retries 0 --extra-index-url $(TORCH_CPU_INDEX) '$(TORCH)+cpu' 2>/dev/null \
 	|| $(PIP_INSTALL) '$(TORCH)'
 else
@@ -27,6 +27,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## make .venv/ with the locked dependencies; the other targets do it by themselves
+	@echo "$(VENV)/ is ready"
 
 demo: $(READY) ## watch this machine's metrics, cause a burst of load, see the alert (2 minutes)
 	@$(BIN)/offbeat demo
@@ -50,9 +51,9 @@ $(READY): pyproject.toml constraints.txt
 		echo "Install one and name it: make setup PYTHON=python3.12"; exit 1; } >&2
 	@$(PYTHON) -m venv $(VENV) || { \
 		echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; } >&2
-	@echo "Installing the dependencies into $(VENV)/ (once; about 400 MB to fetch)"
-	@$(PIP_INSTALL) --quiet pip setuptools
+	@echo "Setting up $(VENV)/, once: torch (about 200 MB) ..."
+	@$(PIP_INSTALL) --quiet --quiet pip setuptools
 	@$(INSTALL_TORCH)
-	@$(PIP_INSTALL) --quiet --no-build-isolation --editable '.[all]' --group dev
+	@echo "... and the other dependencies (about 200 MB) ..."
+	@$(PIP_INSTALL) --quiet --quiet --no-build-isolation --editable '.[all]' --group dev
 	@touch $@
-	@echo "$(VENV)/ is ready"

@@ -92,7 +92,11 @@ def fit(
         if len(going) < len(active):
             _drop(optimiser, torch.from_numpy(going))
             active = active[going]
-        report(steps.stop / spec.steps, len(lessons) - len(active), float(best_loss.mean()))
+        report(
+            steps.stop / spec.steps if len(active) else 1.0,
+            len(lessons) - len(active),
+            float(best_loss.mean()),
+        )
         if not len(active):
             break
     return best

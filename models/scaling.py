@@ -55,5 +55,6 @@ class Scaling:
 
     def apply(self, model: int, rows: Float64s) -> Float32s:
         """Rows float64[n, F] in units of model ``model``, clipped at ``TARGET_CLIP``."""
-        scaled: Float64s = (rows - self.median[model]) / self.spread[model]
+        with np.errstate(over="ignore"):  # what overflows is clipped
+            scaled: Float64s = (rows - self.median[model]) / self.spread[model]
         return scaled.clip(-TARGET_CLIP, TARGET_CLIP).astype(np.float32)

@@ -22,7 +22,7 @@ Int64s = NDArray[np.int64]
 
 _VALUES_AT_ONCE: Final = 262_144  # 1 MiB of float32: a block and its two copies stay in cache
 _GROUP_ALONE: Final = 64  # rows of one model from which a product of its own costs less than padding
-_FLOAT32_SAFE: Final = 1e37  # an offset this far off is clipped anyway, and has room for the tail
+_FLOAT32_SAFE: Final = 1e37  # what lies this far off is clipped anyway; beyond, float32 could make NaN
 
 
 @dataclass(eq=False)
@@ -39,7 +39,8 @@ class Stack:
     _buffers: dict[str, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._inverse = torch.from_numpy((1 / self.scaling.spread).astype(np.float32))
+        inverse = (1 / self.scaling.spread).clip(1 / _FLOAT32_SAFE, _FLOAT32_SAFE)
+        self._inverse = torch.from_numpy(inverse.astype(np.float32))
 
     def score(self, windows: Windows) -> Errors:
         """The root of the mean absolute residual, over the window and over its last row alone.
@@ -77,7 +78,8 @@ class Stack:
         median = self.scaling.median[windows.model][:, None, :]
         spread = self.scaling.spread[windows.model][:, None, :]
         observed = windows.anchor[:, None, :] + windows.tail
-        target = ((observed - median) / spread).clip(-TARGET_CLIP, TARGET_CLIP)
+        with np.errstate(over="ignore"):
+            target = ((observed - median) / spread).clip(-TARGET_CLIP, TARGET_CLIP)
         inputs = torch.from_numpy(target.clip(-INPUT_CLIP, INPUT_CLIP).astype(np.float32))
         rebuilt = np.empty_like(target)
         with torch.inference_mode():
@@ -97,7 +99,8 @@ class Stack:
         model = windows.model
         if len(model) and (model == model[0]).all():
             model = model[:1]
-        offset: Float64s = (windows.anchor - self.scaling.median[model]) / self.scaling.spread[model]
+        with np.errstate(over="ignore"):
+            offset: Float64s = (windows.anchor - self.scaling.median[model]) / self.scaling.spread[model]
         return offset.clip(-_FLOAT32_SAFE, _FLOAT32_SAFE).astype(np.float32)
 
     def _errors(self, models: slice | Tensor, tail: Tensor, offset: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Progress:
     """How far training is.
 
     Attributes:
-        fraction: of all steps that can still come, 0 to 1.
+        fraction: of the work there is at most, 0 to 1.
         finished: networks that are done.
         networks: all of them, the fallback included.
         held_out_loss: mean over the block of networks at work, each in its best moment so far.
@@ -201,7 +201,9 @@ def _train_all(
 def _windows(raw: Float64s, model: int) -> Windows:
     """Raw windows float64[n, W, F] as the detect step hands them over."""
     anchor = raw[:, -1].copy()
-    tail = (raw - anchor[:, None]).astype(np.float32)
+    largest = float(np.finfo(np.float32).max)
+    with np.errstate(over="ignore"):  # differences near the end of float64 are clipped like any other
+        tail = (raw - anchor[:, None]).clip(-largest, largest).astype(np.float32)
     return Windows(tail, anchor, np.full(len(raw), model, np.int32))
 
 

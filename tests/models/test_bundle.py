@@ -1,0 +1,254 @@
+"""Bundles: what was saved is what is loaded, and nothing else is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import Bundle, StackScorer, load, save
+from models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, parse
+from pipeline.errors import BundleError, NotFound
+
+FILES = [MANIFEST_FILE, MODEL_FILE]
+
+
+@pytest.fixture(scope="module")
+def saved(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "good"
+    save(bundle, folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest and give it a hash that fits, as somebody with intent would."""
+    document = json.loads((folder / MANIFEST_FILE).read_bytes())
+    document["sha256"] = ""
+    change(document)
+    raw = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    document["sha256"] = hashlib.sha256(raw).hexdigest()
+    (folder / MANIFEST_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def forge_tensors(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the tensors, with hashes that fit."""
+    path = folder / MODEL_FILE
+    arrays = {name: array.copy() for name, array in safetensors.numpy.load(path.read_bytes()).items()}
+    change(arrays)
+    path.write_bytes(safetensors.numpy.save(arrays))
+    forge_entry(folder)
+
+
+def forge_entry(folder: Path) -> None:
+    model = (folder / MODEL_FILE).read_bytes()
+    entry = {"sha256": hashlib.sha256(model).hexdigest(), "size": len(model)}
+    forge(folder, lambda document: document["files"].update({MODEL_FILE: entry}))
+
+
+def refused(folder: Path, reason: str) -> None:
+    """It is refused for this reason, by name, with what to do next."""
+    with pytest.raises(BundleError, match=reason) as error:
+        load(folder)
+    assert str(folder) in str(error.value)
+    assert "train again or choose another bundle" in str(error.value)
+
+
+def test_a_loaded_bundle_is_the_saved_one_to_the_bit(bundle: Bundle, saved: Path) -> None:
+    loaded = load(saved)
+
+    assert loaded.sha == bundle.sha == hashlib.sha256((saved / MANIFEST_FILE).read_bytes()).hexdigest()
+    assert loaded.manifest == bundle.manifest
+    assert all(map(torch.equal, loaded.network.tensors(), bundle.network.tensors()))
+    assert np.array_equal(loaded.calibration, bundle.calibration)
+    mine, theirs = StackScorer(bundle), StackScorer(loaded)
+    windows = bundle.canary.windows
+    assert mine.score(windows).window.tolist() == theirs.score(windows).window.tolist()
+    assert mine.assign(["pump-1", "x"]).model.tolist() == theirs.assign(["pump-1", "x"]).model.tolist()
+
+
+def test_a_loaded_bundle_can_be_saved_again_unchanged(saved: Path, tmp_path: Path) -> None:
+    save(load(saved), tmp_path / "again")
+
+    for name in FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_the_manifest_says_what_a_person_asks(saved: Path) -> None:
+    document = json.loads((saved / MANIFEST_FILE).read_bytes())
+
+    assert document["spec"]["features"] == ["load", "heat"]
+    assert document["spec"]["hidden"] == [8]
+    assert document["spec"]["code"] == 2
+    assert document["models"] == 3
+    assert document["source"]["topic_id"] == "t1"
+    assert document["versions"]["torch"] == torch.__version__
+
+
+def test_saving_over_the_same_bundle_changes_nothing_and_over_another_thing_is_refused(
+    bundle: Bundle, copy: Path
+) -> None:
+    save(bundle, copy)
+    assert load(copy).sha == bundle.sha
+    (copy / MANIFEST_FILE).write_text("something else")
+
+    with pytest.raises(BundleError, match="choose another folder"):
+        save(bundle, copy)
+
+    assert [each.name for each in copy.parent.iterdir()] == ["copy"]
+
+
+def test_a_save_that_fails_leaves_nothing_behind(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file, not a folder")
+
+    with pytest.raises(BundleError):
+        save(bundle, tmp_path / "taken")
+
+    assert [each.name for each in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_folder_that_is_not_there_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        load(tmp_path / "nowhere")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(FILES), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+def test_a_flip_of_any_byte_of_any_file_is_refused(
+    saved: Path, tmp_path_factory: pytest.TempPathFactory, name: str, place: float, flip: int
+) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path_factory.mktemp("flip") / "b"))
+    content = bytearray((folder / name).read_bytes())
+    content[int(place * len(content))] ^= flip
+    (folder / name).write_bytes(content)
+
+    refused(folder, "is refused")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
+def test_a_truncated_file_is_refused(copy: Path, name: str, keep: float) -> None:
+    size = (copy / name).stat().st_size
+    os.truncate(copy / name, int(size * keep))
+
+    refused(copy, name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_refused(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+
+    refused(copy, f"{name} cannot be read")
+
+
+@pytest.mark.parametrize("name", ["../copy/model.safetensors", "/etc/passwd", "sub/model.safetensors"])
+def test_a_file_outside_the_folder_is_never_read(copy: Path, name: str) -> None:
+    forge(copy, lambda document: document.update(files={name: document["files"][MODEL_FILE]}))
+
+    refused(copy, "names files")
+
+
+def test_shapes_beyond_the_bound_are_refused_before_anything_is_allocated(copy: Path) -> None:
+    forge(copy, lambda document: document.update(models=1 << 40))
+
+    refused(copy, "the bound is")
+
+
+def test_a_file_larger_than_its_shapes_is_refused_unread(copy: Path) -> None:
+    os.truncate(copy / MODEL_FILE, 1 << 33)
+
+    refused(copy, "at most")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"schema": 2}, "has schema 2"),
+        ({"models": 0}, "at least the fallback"),
+        ({"models": 4}, r"not float64\[4, 2\]"),
+        ({"models": "many"}, "cannot be read"),
+        ({"extra": 1}, "cannot be read"),
+        ({"files": {}}, "names files"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(copy: Path, change: dict[str, Any], reason: str) -> None:
+    forge(copy, lambda document: document.update(change))
+
+    refused(copy, reason)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"code": 99}, {"window_rows": -3}, {"kind": "magic"}, {"features": []}, {"hidden": [-1]}],
+)
+def test_a_network_that_makes_no_sense_is_refused(copy: Path, change: dict[str, Any]) -> None:
+    forge(copy, lambda document: document["spec"].update(change))
+
+    refused(copy, "cannot be read")
+
+
+def spoil(name: str, index: object, value: float) -> Callable[[dict[str, Any]], object]:
+    def change(arrays: dict[str, Any]) -> None:
+        arrays[name][index] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (spoil("weight.1", (0, 0, 0), np.nan), "not finite"),
+        (spoil("calibration", (0, 0), np.inf), "not finite"),
+        (spoil("scaling.spread", (0, 0), 0), "not above 0"),
+        (spoil("calibration", (0, 1), 0), "not above 0"),
+        (spoil("series", slice(None), 7), "rising order"),
+        (spoil("canary.model", 0, 3), "canary names a model"),
+        (spoil("weight.0", slice(None), 0.7), "canary's errors differ"),
+        (lambda arrays: arrays.pop("bias.0"), "other tensors"),
+        (lambda arrays: arrays.update(more=np.zeros(1)), "other tensors"),
+        (lambda arrays: arrays.update({"bias.0": arrays["bias.0"][:, :, :1]}), r"not float32\[3, 1, 8\]"),
+        (lambda arrays: arrays.update({"bias.0": arrays["bias.0"].astype(np.float64)}), "is float64"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_though_their_hashes_do(
+    copy: Path, change: Callable[[dict[str, Any]], object], reason: str
+) -> None:
+    forge_tensors(copy, change)
+
+    refused(copy, reason)
+
+
+def test_what_is_no_safetensors_file_is_refused_though_its_hash_fits(copy: Path) -> None:
+    (copy / MODEL_FILE).write_bytes(b"\xff" * 4_000)
+    forge_entry(copy)
+
+    refused(copy, f"{MODEL_FILE} cannot be read")
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=400))
+def test_any_bytes_for_a_manifest_end_in_one_kind_of_error(raw: bytes) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        parse(raw)
+
+
+def test_a_manifest_written_in_another_way_is_refused(bundle: Bundle) -> None:
+    manifest: Manifest = bundle.manifest
+
+    with pytest.raises(ValueError, match="own hash"):
+        parse(manifest.render().replace(b"\n", b""))

@@ -111,11 +111,14 @@ class SqliteUrl:
 
 
 class Session:
-    """One connection and the transactions on it; ``lock`` keeps threads that share it apart."""
+    """The transactions on one connection; ``lock`` keeps those apart that share it."""
 
-    def __init__(self, connection: sqlite3.Connection, lock: threading.RLock, where: str) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, lock: threading.RLock, where: str, *, shared: bool
+    ) -> None:
         self._connection = connection
         self._lock = lock
+        self._shared = shared
         self._where = where
         self._closed = False
 
@@ -171,10 +174,10 @@ class Session:
         return BusDown(f"{self._where}: {failure}")
 
     def close(self) -> None:
-        """End the connection; a transaction under way in another thread ends first."""
+        """End the session, and the connection unless others share it; a transaction under way ends first."""
         with self._lock:
-            if not self._closed:
-                self._closed = True
+            self._closed = True
+            if not self._shared:
                 self._connection.close()
 
 
@@ -203,8 +206,8 @@ class Database:
     def session(self) -> Session:
         """A connection of its own for one user; in memory all share the only connection there can be."""
         if self._url.path is None:
-            return Session(self._first, self._lock, self.description)
-        return Session(self._connect(), threading.RLock(), self.description)
+            return Session(self._first, self._lock, self.description, shared=True)
+        return Session(self._connect(), threading.RLock(), self.description, shared=False)
 
     def close(self) -> None:
         """End the database's own connection; in memory this forgets everything."""

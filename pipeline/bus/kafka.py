@@ -1,0 +1,259 @@
+"""The Kafka bus: ``kafka://host:9092`` opened as the seams of :mod:`pipeline.ports`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import kafka.errors as kafka_errors
+from kafka import TopicPartition as KafkaPartition
+
+from pipeline.bus.kafka_group import KafkaBus
+from pipeline.bus.kafka_link import Link, Topics, enqueue, oversized
+from pipeline.bus.kafka_records import columns
+from pipeline.bus.kafka_transactions import Watchdog
+from pipeline.errors import NotFound
+from pipeline.records import Bounds, BusInfo, RecordBatch, Send, TopicPartition, TopicSpec
+
+LINGER_MS = 5
+BATCH_BYTES = 65_536
+FLUSH_S = 30.0
+CLOSE_S = 5.0
+COORDINATOR_S = 10.0
+
+
+class KafkaBroker:
+    """A Kafka cluster; see :class:`pipeline.ports.Broker`.
+
+    Args:
+        url: as :meth:`Link.parse` reads it.
+        transaction_deadline_s: a transaction that lasts longer ends the process.
+        end_process: how it is ended.
+
+    Raises:
+        ConfigError: the URL is wrong. Nothing is connected yet.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        transaction_deadline_s: float = 30.0,
+        end_process: Callable[[int], object] = os._exit,
+    ) -> None:
+        self._link = Link.parse(url)
+        self._topics = Topics(self._link)
+        self._watchdog = (transaction_deadline_s, end_process)
+        self._made: list[KafkaBus | PlainProducer | PlainReader] = []
+
+    def bus(self, *, group: str, topics: Sequence[str], transactional_id: str) -> KafkaBus:
+        """A member of ``group``; no two live processes may share a ``transactional_id``."""
+        bus = KafkaBus(
+            self._link,
+            self._topics,
+            group=group,
+            subscribe=topics,
+            transactional_id=transactional_id,
+            watchdog=Watchdog(*self._watchdog),
+        )
+        self._made.append(bus)
+        return bus
+
+    def producer(self) -> PlainProducer:
+        """A plain producer."""
+        producer = PlainProducer(self._link, self._topics)
+        self._made.append(producer)
+        return producer
+
+    def reader(self) -> PlainReader:
+        """A plain reader of committed records."""
+        reader = PlainReader(self._link, self._topics)
+        self._made.append(reader)
+        return reader
+
+    def admin(self) -> KafkaAdmin:
+        """The administration; it shares this broker's connection."""
+        return KafkaAdmin(self._link, self._topics)
+
+    def close(self) -> None:
+        """Leave the groups and end every connection; idempotent."""
+        while self._made:
+            self._made.pop().close()
+        self._topics.close()
+
+
+class PlainProducer:
+    """Idempotent producing outside transactions; see :class:`pipeline.ports.Producer`.
+
+    A record that Kafka can never accept raises a plain BusError that names its topic and size.
+    """
+
+    def __init__(self, link: Link, topics: Topics) -> None:
+        self._link = link
+        self._topics = topics
+        self._failures: list[tuple[Send, BaseException]] = []
+        self._producer = link.producer(linger_ms=LINGER_MS, batch_size=BATCH_BYTES)
+
+    def send(self, sends: Iterable[Send]) -> None:
+        """Queue records; a failure of earlier ones is raised here or by ``flush``, whichever comes first."""
+        for send in sends:
+            self._topics.require(send.topic)
+            self._raise_failure()
+            with self._link.talking(f"producing to {send.topic}"):
+                future = enqueue(self._producer, send)
+            future.add_errback(lambda error, send=send: self._failures.append((send, error)))
+
+    def flush(self) -> None:
+        """Return when everything queued is durable."""
+        with self._link.talking("flushing"):
+            self._producer.flush(timeout=FLUSH_S)
+        self._raise_failure()
+
+    def close(self) -> None:
+        """Write what is queued if that is quick, and end the connection."""
+        with suppress(kafka_errors.KafkaError):
+            self._producer.close(timeout=CLOSE_S)
+
+    def _raise_failure(self) -> None:
+        if self._failures:
+            send, error = self._failures[0]
+            self._failures.clear()
+            if isinstance(error, kafka_errors.MessageSizeTooLargeError):
+                raise oversized(send) from error
+            raise self._link.translated(error, f"producing to {send.topic}") from error
+
+
+class PlainReader:
+    """Reading committed records by position; see :class:`pipeline.ports.Reader`.
+
+    Every partition read so far stays assigned and paused, so that reading several in turns keeps what was
+    fetched ahead.
+    """
+
+    def __init__(self, link: Link, topics: Topics) -> None:
+        self._link = link
+        self._topics = topics
+        self._consumer = link.consumer(group_id=None)
+
+    def bounds(self, topic: str) -> Mapping[int, Bounds]:
+        """What each partition of ``topic`` holds, up to the first pending transaction."""
+        found = self._topics.describe(topic)
+        asked = [KafkaPartition(topic, p["partition_index"]) for p in found["partitions"]]
+        with self._link.talking(f"asking for the bounds of {topic}"):
+            first = self._consumer.beginning_offsets(asked)
+            end = self._consumer.end_offsets(asked)
+        return {p.partition: Bounds(first[p], end[p], str(found["topic_id"])) for p in asked}
+
+    def offset_at(self, partition: TopicPartition, timestamp_ms: int) -> int:
+        """The first offset whose record timestamp is at or after ``timestamp_ms``, or the end offset."""
+        kafka_partition = self._known(partition)
+        with self._link.talking(f"looking for a time in {partition}"):
+            [found] = self._consumer.offsets_for_times({kafka_partition: max(0, timestamp_ms)}).values()
+            [end] = self._consumer.end_offsets([kafka_partition]).values()
+        return int(end if found is None else found.offset)
+
+    def read(
+        self, partition: TopicPartition, next_offset: int, max_records: int, timeout_s: float
+    ) -> RecordBatch:
+        """Records from ``next_offset`` on; from the first retained offset where that is above it.
+
+        An offset beyond the end gives an empty batch that says to read there next.
+        """
+        kafka_partition = self._turn_to(partition, next_offset)
+        with self._link.talking(f"reading {partition}"):
+            try:
+                fetched = self._consumer.poll(timeout_ms=round(timeout_s * 1_000), max_records=max_records)
+            except kafka_errors.OffsetOutOfRangeError:
+                [first] = self._consumer.beginning_offsets([kafka_partition]).values()
+                return columns(partition, (), max(first, next_offset))
+        position = self._consumer.position(kafka_partition, timeout_ms=0)
+        return columns(partition, fetched.get(kafka_partition, ()), position)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._consumer.close()
+
+    def _known(self, partition: TopicPartition) -> KafkaPartition:
+        self._topics.require(partition.topic)
+        if partition.partition not in self._consumer.partitions_for_topic(partition.topic):
+            raise NotFound(f"topic {partition.topic!r} has no partition {partition.partition}")
+        return KafkaPartition(*partition)
+
+    def _turn_to(self, partition: TopicPartition, next_offset: int) -> Any:  # noqa: ANN401 - no types
+        wanted = KafkaPartition(*partition)
+        assigned = self._consumer.assignment()
+        if wanted not in assigned:
+            self._known(partition)
+            self._consumer.assign([*assigned, wanted])
+            self._consumer.seek(wanted, next_offset)
+        self._consumer.pause(*(self._consumer.assignment() - {wanted}))
+        self._consumer.resume(wanted)
+        if self._consumer.position(wanted, timeout_ms=0) != next_offset:
+            self._consumer.seek(wanted, next_offset)
+        return wanted
+
+
+class KafkaAdmin:
+    """What operators ask; see :class:`pipeline.ports.Admin`."""
+
+    def __init__(self, link: Link, topics: Topics) -> None:
+        self._link = link
+        self._topics = topics
+
+    def describe(self) -> BusInfo:
+        """Server and topics, without those of Kafka itself; the version is what its protocol tells."""
+        self._link.must_answer()
+        client = self._topics.client
+        with self._link.talking("describing the cluster"):
+            brokers = client.describe_cluster()["brokers"]
+            topics = client.describe_topics()
+        version = ".".join(map(str, client._manager.broker_version))  # noqa: SLF001 - no public way
+        return BusInfo(
+            f"Apache Kafka {version}",
+            {t["name"]: len(t["partitions"]) for t in topics if not t["is_internal"]},
+            len(brokers),
+        )
+
+    def create(self, specs: Sequence[TopicSpec]) -> list[str]:
+        """Make the topics that are missing, wait until they can be used, return the names of those made."""
+        self._link.must_answer()
+        client = self._topics.client
+        made = []
+        with self._link.talking("creating topics"):
+            there = set(client.list_topics())
+            for spec in specs:
+                if spec.name in there:
+                    continue
+                settings = {
+                    "num_partitions": spec.partitions,
+                    "replication_factor": spec.replication,
+                    "configs": {"retention.ms": str(spec.retention_ms)},
+                }
+                try:
+                    client.create_topics({spec.name: settings})
+                except kafka_errors.TopicAlreadyExistsError:
+                    continue
+                made.append(spec.name)
+            client.wait_for_topics(made)
+        return made
+
+    def committed(self, group: str, topic: str) -> Mapping[int, int]:
+        """The group's next offsets by partition, without those never committed."""
+        self._link.must_answer()
+        deadline = time.monotonic() + COORDINATOR_S
+        with self._link.talking(f"asking for the positions of {group}"):
+            while True:
+                try:
+                    offsets = self._topics.client.list_group_offsets({group: None})[group]
+                    break
+                except (
+                    kafka_errors.CoordinatorNotAvailableError,
+                    kafka_errors.CoordinatorLoadInProgressError,
+                ):
+                    if time.monotonic() > deadline:  # a new cluster makes its offsets topic first
+                        raise
+                    time.sleep(0.1)
+        return {p.partition: o.offset for p, o in offsets.items() if p.topic == topic and o.offset >= 0}

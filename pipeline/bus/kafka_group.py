@@ -1,0 +1,354 @@
+"""A member of a Kafka consumer group: what it owns, what it reads, and the token that proves it.
+
+The order of a turn is fixed: poll, take the group's metadata (the token), work, and then one transaction
+under that token. Each measure against a trap of kafka-python 3.0.12 says what would happen without it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import kafka.errors as kafka_errors
+from kafka import ConsumerRebalanceListener
+from kafka import TopicPartition as KafkaPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.structs import ConsumerGroupMetadata, MemberState
+
+from pipeline.bus.kafka_link import Link, Topics
+from pipeline.bus.kafka_records import columns
+from pipeline.bus.kafka_transactions import Transactions, Watchdog
+from pipeline.errors import BusDown, BusError, Refused
+from pipeline.records import Assigned, Polled, RecordBatch, Send, Token, TopicPartition
+
+HEARTBEAT_MS = 3_000
+COMMITTED_TIMEOUT_MS = 300
+BOUNDS_TIMEOUT_MS = 2_000
+LEAVE_TIMEOUT_MS = 5_000
+UNREACHABLE_S = 5.0
+PAUSE_S = 0.01
+BUSY_ROWS = 2_000
+
+
+class _Notes(ConsumerRebalanceListener):  # type: ignore[misc] # the client has no types
+    """What happened in a rebalance. Runs on the client's I/O thread, so it must neither wait nor raise."""
+
+    def __init__(self, consumer: Any) -> None:  # noqa: ANN401 - the client has no types
+        self._consumer = consumer
+        self._gone: set[TopicPartition] = set()
+
+    def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        """Keep new partitions still, at any position.
+
+        Without a position the client would ask for the committed one inside poll, and one pending
+        transaction would block all partitions.
+        """
+        for partition in assigned:
+            self._consumer.pause(partition)
+            self._consumer.seek(partition, 0)
+
+    def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        """Take a note; also called for partitions that were lost."""
+        self._gone.update(TopicPartition(*partition) for partition in revoked)
+
+    def take_gone(self) -> set[TopicPartition]:
+        """The partitions given up or lost since the last call."""
+        gone, self._gone = self._gone, set()
+        return gone
+
+
+@dataclass(slots=True)
+class _Owned:
+    """An announced partition.
+
+    Attributes:
+        topic_id: the topic's id when it was announced.
+        committed: the group's position as this member knows it; another value means another owner.
+        next_offset: what was handed out ends here; None until ``seek``.
+        end_offset: one past the last record, as far as known.
+    """
+
+    topic_id: str
+    committed: int | None
+    next_offset: int | None
+    end_offset: int
+
+
+class KafkaBus:
+    """The bus of one member; see :class:`pipeline.ports.Bus` for what it promises.
+
+    ``commit`` may also raise NotFound (a topic of ``sends`` does not exist) and a plain BusError (a record
+    that Kafka can never accept, named with its size). Then nothing was written and ownership stands, but
+    trying the same again cannot help.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        topics: Topics,
+        *,
+        group: str,
+        subscribe: Sequence[str],
+        transactional_id: str,
+        watchdog: Watchdog,
+    ) -> None:
+        """Join ``group``, and abort what an earlier process of the same ``transactional_id`` left open.
+
+        Raises:
+            NotFound: a topic does not exist.
+            BusDown: the cluster does not answer.
+        """
+        for topic in subscribe:
+            topics.describe(topic)
+        self._link = link
+        self._topics = topics
+        self._group = group
+        self._owned: dict[TopicPartition, _Owned] = {}
+        self._waiting: list[TopicPartition] = []
+        self._membership: ConsumerGroupMetadata | None = None
+        self._rows = 0
+        self._connected_at = time.monotonic()
+        self._transactions = Transactions(link, transactional_id, watchdog)
+        try:
+            self._consumer = link.consumer(
+                group_id=group,
+                session_timeout_ms=link.session_timeout_ms,
+                heartbeat_interval_ms=min(HEARTBEAT_MS, link.session_timeout_ms // 3),
+                partition_assignment_strategy=[CooperativeStickyAssignor],
+            )
+        except BaseException:
+            self._transactions.close()
+            raise
+        self._notes = _Notes(self._consumer)
+        for topic in subscribe:  # the first join can wedge for ever without these metadata
+            self._consumer.partitions_for_topic(topic)
+        self._consumer.subscribe(list(subscribe), listener=self._notes)
+
+    def poll(self, max_records: int, timeout_s: float) -> Polled:
+        """As the seam says; a partition never stands in ``revoked`` and ``assigned`` of one result."""
+        self._transactions.start()
+        if 0 < self._rows < BUSY_ROWS and timeout_s > PAUSE_S:
+            time.sleep(PAUSE_S)  # a poll costs about 1 ms of CPU however few rows it brings
+        try:
+            fetched, moved = self._fetch(max_records, timeout_s)
+            membership = self._consumer.group_metadata()  # before any work: later it may be another one
+            revoked = (*moved, *self._follow(membership))
+            assigned: tuple[Assigned, ...] = ()
+            if not revoked:
+                assigned = self._announce()
+                self._must_be_connected(heard=bool(fetched))
+        except BaseException:
+            self._rewind()
+            raise
+        batches = self._batches(fetched)
+        self._rows = sum(map(len, batches))
+        return Polled(Token(self._membership), batches, assigned, revoked, end_offsets=self._end_offsets())
+
+    def seek(self, partition: TopicPartition, next_offset: int) -> None:
+        """As the seam says.
+
+        Raises:
+            BusError: the partition is not owned.
+        """
+        owned = self._owned.get(partition)
+        if owned is None:
+            raise BusError(f"{partition} is not owned by this member of {self._group}; poll tells what is")
+        owned.next_offset = int(next_offset)
+        self._consumer.seek(KafkaPartition(*partition), owned.next_offset)
+        self._consumer.resume(KafkaPartition(*partition))
+
+    def commit(self, token: Token, next_offsets: Mapping[TopicPartition, int], sends: Sequence[Send]) -> None:
+        """As the seam says.
+
+        It is always a transaction: the client's plain commit takes the generation of the moment and not
+        that of the token, and without a generation the broker would accept anything.
+        """
+        if not next_offsets and not sends:
+            return
+        membership = token.value
+        if not isinstance(membership, ConsumerGroupMetadata) or not next_offsets.keys() <= self._owned.keys():
+            self._forget(list(self._owned))
+            raise Refused(f"this member of {self._group} does not own the partitions any more; poll again")
+        try:
+            for topic in {send.topic for send in sends}:
+                self._topics.require(topic)
+            self._transactions.commit(membership, dict(next_offsets) or self._known_positions(), sends)
+        except (Refused, BusDown) as error:
+            self._forget(list(self._owned))
+            raise Refused(str(error)) from error
+        for partition, offset in next_offsets.items():
+            self._owned[partition].committed = offset
+
+    def close(self) -> None:
+        """Leave the group and end every connection; what was not committed is dropped."""
+        self._transactions.close()
+        with suppress(kafka_errors.KafkaError):
+            self._consumer.close(timeout_ms=LEAVE_TIMEOUT_MS)
+
+    # Reading
+
+    def _fetch(
+        self, max_records: int, timeout_s: float
+    ) -> tuple[Mapping[Any, list[Any]], tuple[TopicPartition, ...]]:
+        """Poll the client; returns records, and partitions whose position is not in the log any more."""
+        coordinator = self._consumer._coordinator  # noqa: SLF001 - the wedge below shows nowhere else
+        if coordinator.rebalance_in_progress() and not coordinator.need_rejoin():
+            coordinator.request_rejoin()  # nothing else would ever end this join
+        with self._link.talking(f"polling as {self._group}"):
+            try:
+                return self._consumer.poll(timeout_ms=round(timeout_s * 1_000), max_records=max_records), ()
+            except kafka_errors.OffsetOutOfRangeError as error:
+                outside = error.args[0]
+            except kafka_errors.LogTruncationError as error:
+                outside = error.divergent_offsets
+        self._rewind()
+        return {}, self._forget(TopicPartition(*partition) for partition in outside)
+
+    def _rewind(self) -> None:
+        """Go back to what was handed out: a poll that raised may have moved past records it then dropped."""
+        assigned = self._consumer.assignment()
+        for partition, owned in self._owned.items():
+            if owned.next_offset is not None and partition in assigned:
+                self._consumer.seek(KafkaPartition(*partition), owned.next_offset)
+
+    def _batches(self, fetched: Mapping[Any, list[Any]]) -> tuple[RecordBatch, ...]:
+        """Records of owned partitions; a batch without any where only the position moved."""
+        batches = []
+        states = self._consumer._subscription.assignment  # noqa: SLF001 - position() may ask the network
+        for partition, owned in self._owned.items():
+            if owned.next_offset is None:
+                continue
+            position = states[partition].position.offset
+            if position > owned.next_offset:
+                batches.append(columns(partition, fetched.get(partition, ()), position))
+                owned.next_offset = position
+        return tuple(batches)
+
+    def _end_offsets(self) -> tuple[tuple[TopicPartition, int], ...]:
+        for partition, owned in self._owned.items():
+            highwater = self._consumer.highwater(KafkaPartition(*partition))
+            owned.end_offset = max(owned.end_offset, highwater or 0, owned.next_offset or 0)
+        return tuple((partition, owned.end_offset) for partition, owned in self._owned.items())
+
+    def _must_be_connected(self, *, heard: bool) -> None:
+        """Raise BusDown when no broker has been connected for a while; the client only keeps silent."""
+        connections = list(self._consumer._client._manager._conns.values())  # noqa: SLF001 - no public way
+        now = time.monotonic()
+        if heard or any(connection.connected for connection in connections):
+            self._connected_at = now
+        elif now - self._connected_at > UNREACHABLE_S:
+            raise BusDown(
+                f"Kafka at {self._link.address} has not answered for {now - self._connected_at:.0f} s; "
+                "see that its brokers run"
+            )
+
+    # Ownership
+
+    def _follow(self, membership: ConsumerGroupMetadata) -> tuple[TopicPartition, ...]:
+        """Bring what is owned in line with the group; returns what is not owned any more."""
+        gone = self._notes.take_gone()
+        assigned = {TopicPartition(*partition) for partition in self._consumer.assignment()}
+        if membership.generation_id < 0:  # evicted: the broker would take a commit with such a token
+            self._membership = None
+            self._waiting.clear()
+            revoked, self._owned = tuple(self._owned), {}
+            return revoked
+        last, rebalanced = self._membership, False
+        if membership.state is MemberState.STABLE:  # else its generation may be one without an assignment
+            self._membership = membership
+            rebalanced = last is None or last[:3] != membership[:3]
+        same_member = last is not None and last.member_id == membership.member_id
+        revoked = self._forget(
+            partition
+            for partition, owned in list(self._owned.items())
+            if partition in gone
+            or partition not in assigned
+            or self._made_again(partition, owned)
+            or (rebalanced and not (same_member and self._still_ours(partition, owned)))
+        )
+        self._waiting = [partition for partition in self._waiting if partition in assigned]
+        if rebalanced:
+            self._wait(p for p in sorted(assigned) if p not in self._owned)
+        return revoked
+
+    def _still_ours(self, partition: TopicPartition, owned: _Owned) -> bool:
+        """Whether nobody else committed for a partition that the client kept across a rebalance.
+
+        A member that is thrown out while it joins comes back under a new generation without a word from
+        the client, and another owner may have moved on meanwhile.
+        """
+        try:
+            return self._committed(partition) == owned.committed
+        except kafka_errors.KafkaError:
+            return False
+
+    def _made_again(self, partition: TopicPartition, owned: _Owned) -> bool:
+        topic_id = self._topic_id(partition)
+        return topic_id is not None and topic_id != owned.topic_id
+
+    def _forget(self, partitions: Iterable[TopicPartition]) -> tuple[TopicPartition, ...]:
+        """Own ``partitions`` no more; those still assigned are announced anew."""
+        forgotten = tuple(partitions)
+        for partition in forgotten:
+            del self._owned[partition]
+        self._wait(forgotten)
+        return forgotten
+
+    def _wait(self, partitions: Iterable[TopicPartition]) -> None:
+        """Keep those of ``partitions`` that are assigned still until they are announced."""
+        assigned = self._consumer.assignment()
+        for partition in partitions:
+            if partition in assigned and partition not in self._waiting:
+                self._consumer.pause(KafkaPartition(*partition))
+                self._waiting.append(partition)
+
+    def _announce(self) -> tuple[Assigned, ...]:
+        """Announce waiting partitions whose committed position is known; the rest waits for a next poll."""
+        committed: dict[TopicPartition, int | None] = {}
+        with (
+            self._link.talking(f"asking for the positions of {self._group}"),
+            suppress(kafka_errors.RetriableError),
+        ):
+            for partition in list(self._waiting):
+                # A pending transaction of an earlier owner holds back the answer for its partition: the
+                # first silence ends the round, and that partition goes to the end of the queue.
+                self._waiting.remove(partition)
+                self._waiting.append(partition)
+                committed[partition] = self._committed(partition)
+        asked = [KafkaPartition(*p) for p in committed if self._topic_id(p) is not None]
+        if not asked:
+            return ()
+        try:
+            first = self._consumer.beginning_offsets(asked, timeout_ms=BOUNDS_TIMEOUT_MS)
+            end = self._consumer.end_offsets(asked, timeout_ms=BOUNDS_TIMEOUT_MS)
+        except kafka_errors.RetriableError:
+            return ()
+        return tuple(
+            self._own(TopicPartition(*p), first[p], end[p], committed[TopicPartition(*p)]) for p in asked
+        )
+
+    def _own(self, partition: TopicPartition, first: int, end: int, committed: int | None) -> Assigned:
+        topic_id = str(self._topic_id(partition))
+        self._waiting.remove(partition)
+        self._owned[partition] = _Owned(topic_id, committed, None, end)
+        return Assigned(partition, first, end, committed, topic_id)
+
+    def _committed(self, partition: TopicPartition) -> int | None:
+        offset: int | None = self._consumer.committed(
+            KafkaPartition(*partition), timeout_ms=COMMITTED_TIMEOUT_MS
+        )
+        return offset
+
+    def _topic_id(self, partition: TopicPartition) -> str | None:
+        found = self._consumer._cluster.topic_id(partition.topic)  # noqa: SLF001 - no public way
+        return None if found is None else str(found)
+
+    def _known_positions(self) -> dict[TopicPartition, int]:
+        """Positions to commit once more where there are only sends: the broker fences by positions."""
+        known = {p: owned.committed for p, owned in self._owned.items() if owned.committed is not None}
+        if not known:
+            raise BusError(f"a commit of {self._group} needs a position: Kafka proves ownership by it")
+        return known

@@ -1,0 +1,288 @@
+"""How to reach a Kafka cluster: the bus URL, the clients made from it, its topics, its errors as ours.
+
+Written against kafka-python 3.0.12; every use of its private names outside ``kafka_group`` is here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import kafka.errors as kafka_errors
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+
+from pipeline.bus.kafka_codecs import install_codecs
+from pipeline.errors import BusDown, BusError, ConfigError, NotFound
+from pipeline.records import Send
+
+SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+URL_SETTINGS = {
+    "session_timeout_ms": "a member that is silent for so long loses its partitions (10000)",
+    "security_protocol": ", ".join(SECURITY_PROTOCOLS),
+    "ssl_cafile": "a file with the certificate authority in PEM format",
+    "sasl_mechanism": ", ".join(SASL_MECHANISMS),
+    "sasl_username_env": "the environment variable that holds the user name",
+    "sasl_password_env": "the environment variable that holds the password",
+}
+DEFAULT_PORT = 9092
+CONNECT_TIMEOUT_S = 3.0
+BOOTSTRAP_TIMEOUT_MS = 10_000
+REQUEST_TIMEOUT_MS = 10_000
+
+install_codecs()
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A parsed bus URL.
+
+    Attributes:
+        servers: ``(host, port)`` of each bootstrap server.
+        session_timeout_ms: after so long without a heartbeat a member is dead.
+        security: keyword arguments for every client; holds secrets, so never print it.
+    """
+
+    servers: tuple[tuple[str, int], ...]
+    session_timeout_ms: int
+    security: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, url: str) -> Link:
+        """Read ``kafka://host:port[,host:port][?setting=value]``; settings as in ``URL_SETTINGS``.
+
+        Raises:
+            ConfigError: the URL is not of that form, or names a setting, value, file or variable amiss.
+        """
+        parts = urlsplit(url)
+        if parts.scheme != "kafka" or not parts.netloc or parts.path.strip("/") or "@" in parts.netloc:
+            raise ConfigError(
+                "the bus URL is not of the form kafka://host:9092[,host:9092][?setting=value]; "
+                "credentials are named by sasl_username_env and sasl_password_env, never written into it"
+            )
+        settings = dict(parse_qsl(parts.query, keep_blank_values=True))
+        for unknown in settings.keys() - URL_SETTINGS.keys():
+            known = "; ".join(f"{name}: {meaning}" for name, meaning in URL_SETTINGS.items())
+            raise ConfigError(f"the bus URL has an unknown setting {unknown!r}; it may have {known}")
+        servers = tuple(_server(text) for text in parts.netloc.split(","))
+        return cls(servers, _session_timeout(settings), _security(settings))
+
+    @property
+    def address(self) -> str:
+        """The bootstrap servers as a person would write them."""
+        return ",".join(f"{host}:{port}" for host, port in self.servers)
+
+    def consumer(self, **more: object) -> Any:  # noqa: ANN401 - the client has no types
+        """A consumer of committed records; raises BusDown when nothing answers."""
+        self.must_answer()
+        with self.talking("connecting"):
+            consumer = KafkaConsumer(
+                **self._common(),
+                isolation_level="read_committed",
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                fetch_max_wait_ms=100,
+                metrics_enabled=False,
+                **more,
+            )
+        _never_create_topics(consumer._cluster)  # noqa: SLF001 - the client forwards no such option
+        return consumer
+
+    def producer(self, **more: object) -> Any:  # noqa: ANN401 - the client has no types
+        """A producer that retries quickly; raises BusDown when nothing answers."""
+        self.must_answer()
+        with self.talking("connecting"):
+            producer = KafkaProducer(
+                **self._common(),
+                retry_backoff_ms=10,
+                max_block_ms=10_000,
+                delivery_timeout_ms=20_000,
+                compression_type="zstd",
+                metrics_enabled=False,
+                **more,
+            )
+        _never_create_topics(producer._metadata)  # noqa: SLF001 - the client forwards no such option
+        return producer
+
+    def admin(self) -> Any:  # noqa: ANN401 - the client has no types
+        """An administration client; raises BusDown when nothing answers."""
+        self.must_answer()
+        with self.talking("connecting"):
+            return KafkaAdminClient(**self._common())
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "bootstrap_servers": [f"{host}:{port}" for host, port in self.servers],
+            "client_id": "offbeat",
+            "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
+            "request_timeout_ms": REQUEST_TIMEOUT_MS,
+            **self.security,
+        }
+
+    def must_answer(self) -> None:
+        """Fail in one clear sentence, and before the client starts threads that it would not end."""
+        reason = ""
+        for server in self.servers:
+            try:
+                socket.create_connection(server, timeout=CONNECT_TIMEOUT_S).close()
+            except OSError as error:
+                reason = str(error)
+            else:
+                return
+        raise BusDown(
+            f"no Kafka broker answers at {self.address} ({reason}); start it, or mend the host and port "
+            "of the bus URL"
+        )
+
+    @contextmanager
+    def talking(self, doing: str) -> Iterator[None]:
+        """Turn the client's errors into ours."""
+        try:
+            yield
+        except kafka_errors.KafkaError as error:
+            raise self.translated(error, doing) from error
+
+    def translated(self, error: BaseException, doing: str) -> BusError | NotFound:
+        """The client's error as one of ours, in a sentence that names the address and what to do."""
+        where = f"Kafka at {self.address}"
+        if isinstance(error, kafka_errors.UnknownTopicOrPartitionError):
+            return NotFound(f"{where} has no such topic or partition ({error}, while {doing})")
+        if isinstance(error, kafka_errors.AuthorizationError | kafka_errors.SaslAuthenticationFailedError):
+            return BusError(f"{where} refused {doing}: {error}; mend the credentials or the topic's ACLs")
+        if isinstance(error, kafka_errors.RetriableError):
+            return BusDown(f"{where} did not answer while {doing} ({error}); see that its brokers run")
+        return BusError(f"{where} failed while {doing}: {error}")
+
+
+class Topics:
+    """What topics exist, asked of the cluster itself so that nothing is created by asking."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._admin: Any = None
+        self._known: set[str] = set()
+
+    @property
+    def client(self) -> Any:  # noqa: ANN401 - the client has no types
+        """The administration client, made at its first use."""
+        if self._admin is None:
+            self._admin = self._link.admin()
+        return self._admin
+
+    def describe(self, topic: str) -> dict[str, Any]:
+        """The topic's metadata as it is now: ``topic_id`` and ``partitions``.
+
+        Raises:
+            NotFound: there is no such topic.
+            BusDown: the cluster does not answer.
+        """
+        self._link.must_answer()  # the client would wait without end for a dead cluster
+        with self._link.talking(f"describing topic {topic}"):
+            [found] = self.client.describe_topics([topic])
+        error = kafka_errors.for_code(found["error_code"])
+        if error in {kafka_errors.UnknownTopicOrPartitionError, kafka_errors.InvalidTopicError}:
+            raise NotFound(
+                f"Kafka at {self._link.address} has no topic {topic!r}; make it with `offbeat topics create` "
+                "or mend the name"
+            )
+        if error is not kafka_errors.NoError:
+            raise self._link.translated(error(), f"describing topic {topic}")
+        if found["topic_id"] is None:
+            raise BusError(
+                f"Kafka at {self._link.address} is older than 2.8 and knows no topic ids; upgrade it"
+            )
+        self._known.add(topic)
+        return dict(found)
+
+    def require(self, topic: str) -> None:
+        """Raise NotFound unless the topic exists, or did when it was last asked for."""
+        if topic not in self._known:
+            self.describe(topic)
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._admin is not None:
+            self._admin.close()
+
+
+def enqueue(producer: Any, send: Send) -> Any:  # noqa: ANN401 - the client has no types
+    """Hand one record to a client's producer; returns its future.
+
+    Raises:
+        BusError: the record can never be written.
+        KafkaError: the client's own trouble.
+    """
+    if send.key is None and send.value is None:
+        raise BusError(f"a record for {send.topic} has neither key nor value; give it one of them")
+    try:
+        return producer.send(
+            send.topic,
+            key=send.key,
+            value=send.value,
+            headers=list(send.headers),
+            partition=send.partition,
+            timestamp_ms=send.timestamp_ms,
+        )
+    except kafka_errors.MessageSizeTooLargeError as error:
+        raise oversized(send) from error
+    except ValueError as error:  # the client's answer to a partition that does not exist
+        raise BusError(f"a record for {send.topic} cannot be written: {error}") from error
+
+
+def oversized(send: Send) -> BusError:
+    """The error for a record that no attempt can write."""
+    size = len(send.key or b"") + len(send.value or b"")
+    return BusError(
+        f"a record of {size} bytes for {send.topic} is larger than Kafka accepts; send less in one record, "
+        "or raise max.message.bytes of the topic (this client sends at most 1 MiB)"
+    )
+
+
+def _never_create_topics(cluster: Any) -> None:  # noqa: ANN401 - the client has no types
+    cluster.config["allow_auto_create_topics"] = False
+
+
+def _server(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        host, port = text, str(DEFAULT_PORT)
+    if not host or not port.isdecimal():
+        raise ConfigError(f"the bus URL names the server {text!r}; write host:port, such as kafka1:9092")
+    return host.strip("[]"), int(port)
+
+
+def _session_timeout(settings: Mapping[str, str]) -> int:
+    text = settings.get("session_timeout_ms", "10000")
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"the bus URL has session_timeout_ms={text}; give milliseconds, such as 10000")
+    return int(text)
+
+
+def _security(settings: Mapping[str, str]) -> dict[str, str]:
+    security: dict[str, str] = {}
+    for name, allowed in (("security_protocol", SECURITY_PROTOCOLS), ("sasl_mechanism", SASL_MECHANISMS)):
+        if name in settings:
+            if settings[name] not in allowed:
+                raise ConfigError(
+                    f"the bus URL has {name}={settings[name]}; it is one of {', '.join(allowed)}"
+                )
+            security[name] = settings[name]
+    if "ssl_cafile" in settings:
+        if not os.path.isfile(settings["ssl_cafile"]):  # noqa: PTH113 - a name from a URL, not a Path yet
+            raise ConfigError(f"the bus URL has ssl_cafile={settings['ssl_cafile']}; there is no such file")
+        security["ssl_cafile"] = settings["ssl_cafile"]
+    for setting, name in (
+        ("sasl_username_env", "sasl_plain_username"),
+        ("sasl_password_env", "sasl_plain_password"),
+    ):
+        if setting in settings:
+            secret = os.environ.get(settings[setting])
+            if secret is None:
+                raise ConfigError(f"{setting} of the bus URL names {settings[setting]}, which is not set")
+            security[name] = secret
+    return security

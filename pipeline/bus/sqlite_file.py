@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import BusDown, BusError, BusFull, ConfigError
+from pipeline.errors import BusDown, BusError, BusFull, ConfigError, OffbeatError
 
 APPLICATION_ID = 0x0FFBEA7
 SCHEMA_VERSION = 1
@@ -224,10 +224,12 @@ class Database:
                 check_same_thread=False,  # a session's lock does that
             )
         except sqlite3.Error as failure:
-            raise ConfigError(
-                f"{path} cannot be opened or made ({failure}); is its folder writable?"
-            ) from failure
-        connection.execute(f"PRAGMA synchronous={'FULL' if self._url.full else 'NORMAL'}")
+            raise _explained(failure, path) from failure
+        try:
+            connection.execute(f"PRAGMA synchronous={'FULL' if self._url.full else 'NORMAL'}")
+        except sqlite3.Error as failure:
+            connection.close()
+            raise _explained(failure, path) from failure
         return connection
 
 
@@ -273,15 +275,21 @@ def _prepare(connection: sqlite3.Connection, path: Path | None) -> None:
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         connection.execute("COMMIT")
     except sqlite3.Error as failure:
-        code = _primary_code(failure)
-        if code == sqlite3.SQLITE_FULL:
-            raise BusFull(f"{path}: the disk is full; free some room") from failure
-        if code == sqlite3.SQLITE_BUSY:
-            raise BusDown(f"{path}: another process keeps it locked; try again") from failure
-        reason = (
-            "is not a SQLite database" if code == sqlite3.SQLITE_NOTADB else f"cannot be used ({failure})"
-        )
-        raise ConfigError(f"{path} {reason}; name a new file in a folder that can be written to") from failure
+        raise _explained(failure, path) from failure
+
+
+def _explained(failure: sqlite3.Error, path: Path | None) -> OffbeatError:
+    """Why the file could not be opened."""
+    code = _primary_code(failure)
+    if code == sqlite3.SQLITE_FULL:
+        return BusFull(f"{path}: the disk is full; free some room")
+    if code == sqlite3.SQLITE_BUSY:
+        return BusDown(f"{path}: another process keeps it locked; try again")
+    if code == sqlite3.SQLITE_NOTADB:
+        return ConfigError(f"{path} is not a SQLite database; name another file")
+    return ConfigError(
+        f"{path} cannot be opened or made ({failure}); name a file in a folder you may write to"
+    )
 
 
 def _is_ours(connection: sqlite3.Connection, path: Path | None) -> bool:

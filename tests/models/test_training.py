@@ -10,9 +10,10 @@ import torch
 
 from models import Bundle, ModelSpec, Progress, SeriesRows, StackScorer, rows_needed, train
 from models.autoencoder import Autoencoder
-from models.fitting import _CHECK_STEPS, Lesson, fit
+from models.fitting import _CHECK_STEPS, Lesson, _drop, _loss, fit
 from models.samples import split
 from models.scaling import Scaling
+from models.training import _calibrate
 from pipeline.errors import TooFewRows
 from pipeline.ports import Errors, Windows
 
@@ -113,20 +114,67 @@ def test_networks_leave_when_done_and_keep_their_best_weights() -> None:
     """Memorising thirty windows of noise makes the held-out loss worse: the best check is an early one."""
     random = np.random.default_rng(0)
     spec = ModelSpec(features=("a",), window_rows=8, hidden=(64,), code=7, steps=1_200)
-    overfitting = random.normal(size=(60, 1))
-    lessons = [lesson(0, overfitting, 8), lesson(1, sines(random, 600), 8)]
+    noise, sine = random.normal(size=(60, 1)), sines(random, 600)
     checks: list[tuple[float, int, float]] = []
 
-    network = fit(lessons, spec, lambda *check: checks.append(check))
+    network = fit([lesson(0, noise, 8), lesson(1, sine, 8)], spec, lambda *check: checks.append(check))
 
     finished = [check[1] for check in checks]
-    assert 1 in finished
     assert finished == sorted(finished)
-    assert finished.index(1) * _CHECK_STEPS < 1_000
+    assert finished.index(1) * _CHECK_STEPS < 600
     losses = [check[2] for check in checks]
     assert losses == sorted(losses, reverse=True)
-    kept = np.mean([held_out_loss(network, i, each) for i, each in enumerate(lessons)])
-    assert kept == pytest.approx(losses[-1], rel=0.05)
+    kept = [held_out_loss(network, 0, lesson(0, noise, 8)), held_out_loss(network, 1, lesson(1, sine, 8))]
+    assert np.mean(kept) == pytest.approx(losses[-1], rel=0.05)
+    alone = fit([lesson(1, sine, 8)], spec, lambda *_: None)
+    assert kept[1] == pytest.approx(held_out_loss(alone, 0, lesson(1, sine, 8)), rel=0.2)
+
+
+def test_a_network_goes_on_as_it_was_when_another_leaves() -> None:
+    first = Autoencoder.initial((4, 2, 4), [np.random.default_rng(i) for i in range(2)])
+    target = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
+
+    def learn(network: Autoencoder, optimiser: torch.optim.Optimizer, rows: torch.Tensor) -> None:
+        for _ in range(5):
+            optimiser.zero_grad()
+            _loss(network, rows).sum().backward()
+            optimiser.step()
+
+    def start(models: slice) -> tuple[Autoencoder, torch.optim.Optimizer]:
+        tensors = [tensor[models].clone().requires_grad_() for tensor in first.tensors()]
+        return Autoencoder.of(tensors), torch.optim.AdamW(tensors, lr=0.01, fused=True)
+
+    both, their_optimiser = start(slice(0, 2))
+    learn(both, their_optimiser, target)
+    _drop(their_optimiser, torch.tensor([1]))
+    learn(both, their_optimiser, target[1:])
+    alone, own_optimiser = start(slice(1, 2))
+    learn(alone, own_optimiser, target[1:])
+    learn(alone, own_optimiser, target[1:])
+
+    for left, single in zip(both.tensors(), alone.tensors(), strict=True):
+        torch.testing.assert_close(left, single, atol=1e-5, rtol=1e-4)
+
+
+def test_a_series_learns_the_same_whoever_is_trained_beside_it(
+    history: dict[str, SeriesRows], spec: ModelSpec
+) -> None:
+    """And two series of the same rows start from different weights."""
+    few = replace(spec, steps=20)
+    rows = {"a": history["pump-1"], "b": history["pump-1"]}
+    one = train({"a": rows["a"]}, few, source={}, created_at=WHEN)
+    two = train(rows, few, source={}, created_at=WHEN)
+    in_two = StackScorer(two).assign(["a", "b"]).model.tolist()
+
+    for single, stacked in zip(one.network.tensors(), two.network.tensors(), strict=True):
+        torch.testing.assert_close(single[0], stacked[in_two[0]], atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(two.network.weights[0][0], two.network.weights[0][1], atol=1e-2)
+
+
+def test_held_out_errors_all_alike_leave_room_above_them() -> None:
+    alike = Errors(np.full(5, 2.0), np.zeros(5))
+
+    assert _calibrate(alike).tolist() == pytest.approx([2, 0.1 + 1e-6, 0, 1e-6, 5])
 
 
 def held_out_loss(network: Autoencoder, model: int, each: Lesson) -> float:

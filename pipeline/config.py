@@ -132,11 +132,28 @@ class Events(Section):
             raise ValueError("`late` needs `every`: without a grid, time must rise strictly within a series")
         if self.silent_after is not None and self.silent_after >= self.forget_after:
             raise ValueError("`silent_after` must be below `forget_after`")
+        if self.forget_after <= self.late_s + (self.every or 0.0):
+            raise ValueError("`forget_after` must be longer than `every` and `late` together")
+        self._distinct_paths()
         if self.kind == "narrow":
             metrics = [feature.path or name for name, feature in self.features.items()]
             if len(set(metrics)) != len(metrics):
                 raise ValueError("two features read the same metric")
         return self
+
+    def _distinct_paths(self) -> None:
+        """A path names one thing: no value is also an object, no feature is also the time or the series."""
+        measured = {feature.path or name for name, feature in self.features.items()}
+        if self.kind == "narrow":
+            measured = {self.metric, self.value}
+        named = set(self.series) | ({self.time.field} if self.time.format != "record" else set())
+        if both := measured & named:
+            raise ValueError(f"the path {min(both)!r} is read as a feature and as the time or the series")
+        paths = measured | named | set(self.labels)
+        for path in paths:
+            for other in paths:
+                if other.startswith(path + "."):
+                    raise ValueError(f"the path {path!r} is read as a value, and {other!r} reaches into it")
 
     @property
     def late_s(self) -> float:

@@ -1,0 +1,125 @@
+"""What is published: alerts with their evidence, and dead letters with their bytes and position."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.records import Send, TopicPartition
+
+_ID_SEPARATOR = "\x1f"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FeatureEvidence(_Record):
+    """What one feature had to do with an alert, in its own units after its transform."""
+
+    name: str
+    unit: str
+    observed: float = Field(description="the newest row's value")
+    expected: float = Field(description="the newest row as the model reconstructs it")
+    contribution: float = Field(description="share of the window's error; all features sum to 1")
+    window_observed: list[float] = Field(description="the whole window, oldest first")
+    window_expected: list[float]
+
+
+class Source(_Record):
+    """The record behind an alert's newest row."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Alert(_Record):
+    """One revision of one alert; revisions share the id, which is the record's key."""
+
+    schema_version: Literal[1] = 1
+    id: Annotated[str, Field(description="hash of namespace, stream, series, kind and time of the first row")]
+    revision: Annotated[int, Field(ge=1)]
+    kind: Literal["anomaly", "silent"]
+    state: Literal["firing", "resolved"]
+    reason: Literal["error above its threshold", "no events", "recovered", "gone"]
+    namespace: str
+    stream: str
+    series: str
+    labels: dict[str, str]
+    started_at: Annotated[datetime, Field(description="event time of the episode's first row")]
+    at: Annotated[datetime, Field(description="event time of the row that made this revision")]
+    score: Annotated[float | None, Field(description="error over threshold; 1 is the line")]
+    peak_score: Annotated[float | None, Field(description="highest score of the episode so far")]
+    error: float | None
+    threshold: float | None
+    features: Annotated[list[FeatureEvidence], Field(description="largest contribution first")]
+    bundle: Annotated[str | None, Field(description="id of the model that judged")]
+    source: Source
+
+    def send(self, topic: str) -> Send:
+        """The record to publish, with CloudEvents 1.0 attributes in its headers."""
+        headers = {
+            "ce_specversion": "1.0",
+            "ce_id": f"{self.id}.{self.revision}",
+            "ce_type": f"offbeat.alert.{self.state}",
+            "ce_source": f"/{self.namespace}/{self.stream}",
+            "ce_subject": self.series,
+            "ce_time": self.at.isoformat(),
+            "content-type": "application/json",
+        }
+        return Send(
+            topic,
+            self.id.encode(),
+            self.model_dump_json().encode(),
+            tuple((name, value.encode()) for name, value in headers.items()),
+        )
+
+
+def alert_id(namespace: str, stream: str, series: str, kind: str, start_ns: int) -> str:
+    """32 hexadecimal digits, the same for every worker that sees the same first row."""
+    text = _ID_SEPARATOR.join((namespace, stream, series, kind, str(start_ns)))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def timestamp(time_ns: int) -> datetime:
+    """An event time as people read it: UTC, to the microsecond."""
+    seconds, rest = divmod(time_ns, 1_000_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1_000)
+
+
+class DeadLetter(_Record):
+    """A record that could not be read, or the count of a range of them beyond the rate that is kept.
+
+    ``value`` is None for a range, and for a record without a value.
+    """
+
+    stream: str
+    partition: TopicPartition
+    offset: int
+    last_offset: int
+    count: int = Field(ge=1)
+    timestamp_ms: int
+    reason: str
+    key: bytes | None
+    value: bytes | None
+
+    def send(self, topic: str) -> Send:
+        """The record to publish: the bytes as they were, position and reason in the headers."""
+        headers = {
+            "offbeat-schema": "1",
+            "offbeat-stream": self.stream,
+            "offbeat-topic": self.partition.topic,
+            "offbeat-partition": str(self.partition.partition),
+            "offbeat-offset": str(self.offset),
+            "offbeat-last-offset": str(self.last_offset),
+            "offbeat-count": str(self.count),
+            "offbeat-timestamp-ms": str(self.timestamp_ms),
+            "offbeat-reason": self.reason,
+        }
+        return Send(
+            topic, self.key, self.value, tuple((name, text.encode()) for name, text in headers.items())
+        )

@@ -1,0 +1,319 @@
+"""The one step that live work, re-reading, replay and the promotion gate share: records in, alerts out.
+
+Nothing here does I/O, reads a clock or logs. The same records give the same rows, bins and episodes in any
+batching; errors agree to the rounding of a matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.accounting import Bin
+from pipeline.alerts import Alert, DeadLetter, FeatureEvidence, Source, alert_id, timestamp
+from pipeline.align import FILL, Columns, Items, Table, has_room, sweep, take
+from pipeline.config import Stream
+from pipeline.episodes import FIRED
+from pipeline.judge import IS_GONE, SILENCE, Verdicts, judge
+from pipeline.policy import align_policy, judge_policy
+from pipeline.ports import Errors, Float32s, Float64s, Int32s, Scorer, Windows
+from pipeline.readings import Decoder, Rejected
+from pipeline.records import Int64s, RecordBatch, TopicPartition
+from pipeline.series import Layout, PartitionState
+
+LETTERS_PER_S = 1_000
+"""Dead letters of a partition and second that keep their bytes; beyond it ranges are counted."""
+_PIECE_ITEMS = 8_192
+_PIECE_BYTES = 32 << 20
+_NO_ERRORS = Errors(np.zeros(0), np.zeros(0))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """Judged rows, as columns: slot int32, time_ns int64, error, score and threshold float64."""
+
+    slot: Int32s
+    time_ns: Int64s
+    error: Float64s
+    score: Float64s
+    threshold: Float64s
+
+
+@dataclass(slots=True, eq=False)
+class Outputs:
+    """What came of a batch: alerts and dead letters in order, and the scores for whoever watches."""
+
+    alerts: list[Alert] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    scores: list[Scores] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Rows as they go into windows: slot int32[n], time_ns int64[n], fresh bool[n], values float64[n, F].
+
+    ``fresh`` marks the first row of a window: no window may reach over it.
+    """
+
+    slot: Int32s
+    time_ns: Int64s
+    fresh: NDArray[np.bool_]
+    values: Float64s
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    """A part of a batch that has been scored."""
+
+    state: PartitionState
+    partition: TopicPartition
+    scorer: Scorer | None
+    windows: Windows
+    errors: Errors
+
+
+class Detector:
+    """The detect step of one stream. It keeps scratch space only; the state is the caller's. One thread."""
+
+    def __init__(self, namespace: str, name: str, stream: Stream) -> None:
+        self.layout = Layout.of(stream)
+        self._namespace, self._name, self._stream = namespace, name, stream
+        self._decoder = Decoder(stream)
+        self._align = {has_model: align_policy(stream, has_model=has_model) for has_model in (False, True)}
+        self._judge = judge_policy(stream)
+        # One record can close every open cell, each after a hole, and end or begin a silence.
+        self._spare = self.layout.cells * self.layout.window_rows + 8
+        size = max(_PIECE_ITEMS, 2 * self._spare)
+        window_bytes = 4 * self.layout.window_rows * self.layout.features
+        windows = max(min(_PIECE_ITEMS, _PIECE_BYTES // window_bytes), 2 * self.layout.cells + 4)
+        self._items = Items.room(size, windows, self.layout.window_rows, self.layout.features)
+        self._verdicts = Verdicts.room(size)
+
+    def fresh(self, topic_id: str, next_offset: int) -> PartitionState:
+        """The state of a partition of which nothing is known."""
+        state = PartitionState(self.layout, topic_id)
+        state.next_offset = next_offset
+        return state
+
+    def step(self, state: PartitionState, batch: RecordBatch, scorer: Scorer | None) -> Outputs:
+        """Advance ``state`` (in place) over ``batch``, which begins at or above its ``next_offset``.
+
+        Without a scorer rows only fill their windows.
+        """
+        outputs = Outputs()
+        readings = self._decoder.decode(batch, state)
+        self._bury(state, batch, readings.rejected, outputs)
+        self._assign(state, readings.columns, scorer)
+        for windows in self._pieces(state, readings.columns, has_model=scorer is not None):
+            errors = scorer.score(windows) if scorer is not None and len(windows) else _NO_ERRORS
+            self._verdict(_Piece(state, batch.partition, scorer, windows, errors), outputs)
+        self._release(state, readings.columns.slot)
+        state.next_offset = batch.next_offset
+        return outputs
+
+    def rows(self, state: PartitionState, batch: RecordBatch) -> Iterator[Rows]:
+        """Advance ``state`` over ``batch`` and hand out the rows that would fill windows: training's view."""
+        readings = self._decoder.decode(batch, state)
+        state.counters.bins[Bin.DEAD_LETTERED] += len(readings.rejected)
+        for _ in self._pieces(state, readings.columns, has_model=False):
+            items, n = self._items, int(self._items.size[0])
+            chosen = np.flatnonzero(items.kind[:n] <= FILL)
+            yield Rows(
+                items.slot[chosen], items.time_ns[chosen], items.fresh[chosen] == 1, items.values[chosen]
+            )
+        state.next_offset = batch.next_offset
+
+    def _assign(self, state: PartitionState, columns: Columns, scorer: Scorer | None) -> None:
+        """Look up the models of series that have none yet."""
+        if scorer is None:
+            return
+        used = np.unique(columns.slot[columns.slot >= 0])
+        state.calibrate(scorer, used[state.calibration[used, 4] == 0].tolist())
+
+    def _pieces(self, state: PartitionState, columns: Columns, *, has_model: bool) -> Iterator[Windows]:
+        """Align the records; yields whenever the scratch space is full, and at the end."""
+        items, policy = self._items, self._align[has_model]
+        clock = np.array([state.clock_ns, state.live, state.sweep_ns], np.int64)
+        table = Table(
+            state.series,
+            state.dirty,
+            clock,
+            state.counters.bins,
+            state.counters.attributes,
+            self._decoder.transforms,
+        )
+        done, swept, n = 0, -1, len(columns.slot)
+        while done < n:
+            items.size[:] = 0
+            done = int(take(table, policy, items, columns, done, self._spare, swept))
+            if done < n and has_room(items, self._spare, self.layout.cells):
+                yield self._windows(state)
+                yield from self._sweep(state, table, has_model=has_model)
+                swept = done
+            else:
+                yield self._windows(state)
+        if clock[2] <= clock[0]:
+            yield from self._sweep(state, table, has_model=has_model)
+        state.clock_ns, state.live, state.sweep_ns = clock.tolist()
+
+    def _sweep(self, state: PartitionState, table: Table, *, has_model: bool) -> Iterator[Windows]:
+        slot = 0
+        while slot < len(state.rows):
+            self._items.size[:] = 0
+            slot = int(sweep(table, self._align[has_model], self._items, slot, self._spare))
+            yield self._windows(state)
+
+    def _windows(self, state: PartitionState) -> Windows:
+        items = self._items
+        n, count = items.size.tolist()
+        slot = items.slot[:n][items.window[:n] >= 0]
+        return Windows(items.tails[:count], items.anchors[:count], state.model[slot])
+
+    def _verdict(self, piece: _Piece, outputs: Outputs) -> None:
+        """Judge one piece and make its alerts."""
+        state, errors = piece.state, piece.errors
+        items, out = self._items, self._verdicts
+        judge(
+            state.rows,
+            state.calibration,
+            items,
+            errors.window,
+            errors.last,
+            self._judge,
+            state.counters.attributes,
+            out,
+        )
+        n = int(items.size[0])
+        judged = np.flatnonzero(items.window[:n] >= 0)
+        if len(judged):
+            outputs.scores.append(
+                Scores(
+                    items.slot[judged],
+                    items.time_ns[judged],
+                    errors.window,
+                    out.score[judged],
+                    out.threshold[judged],
+                )
+            )
+        if out.size[0]:
+            self._alerts(piece, outputs)
+
+    def _alerts(self, piece: _Piece, outputs: Outputs) -> None:
+        state, partition, errors = piece.state, piece.partition, piece.errors
+        items, out = self._items, self._verdicts
+        changes = int(out.size[0])
+        window = items.window[out.item[:changes]]
+        evidence = self._evidence(piece.scorer, piece.windows, window)
+        for change in range(changes):
+            item = int(out.item[change])
+            slot, silent = int(items.slot[item]), bool(out.kind[change] == SILENCE)
+            fired, judged = bool(out.change[change] == FIRED), bool(window[change] >= 0)
+            kind, start_ns = "silent" if silent else "anomaly", int(out.start_ns[change])
+            series = state.names[slot] or ""
+            cause = "no events" if silent else "error above its threshold"
+            ended = "gone" if out.reason[change] == IS_GONE else "recovered"
+            outputs.alerts.append(
+                Alert(
+                    id=alert_id(self._namespace, self._name, series, kind, start_ns),
+                    revision=int(out.revision[change]),
+                    kind=kind,
+                    state="firing" if fired else "resolved",
+                    reason=cause if fired else ended,
+                    namespace=self._namespace,
+                    stream=self._name,
+                    series=series,
+                    labels=dict(zip(self._stream.events.labels, state.labels[slot], strict=False)),
+                    started_at=timestamp(start_ns),
+                    at=timestamp(int(items.time_ns[item])),
+                    score=float(out.score[item]) if judged else None,
+                    peak_score=None if silent else float(out.peak[change]),
+                    error=float(errors.window[window[change]]) if judged else None,
+                    threshold=float(out.threshold[item]) if judged else None,
+                    features=evidence[change],
+                    bundle=state.bundle_id,
+                    source=Source(
+                        topic=partition.topic, partition=partition.partition, offset=int(items.offset[item])
+                    ),
+                )
+            )
+
+    def _evidence(
+        self, scorer: Scorer | None, windows: Windows, window: Int32s
+    ) -> list[list[FeatureEvidence]]:
+        """For each change that a window made, the features with the largest share of its error first."""
+        evidence: list[list[FeatureEvidence]] = [[] for _ in window]
+        judged = np.flatnonzero(window >= 0)
+        if scorer is None or not len(judged):
+            return evidence
+        at = window[judged]
+        tails: Float32s = windows.tail[at]
+        why = scorer.explain(Windows(tails, windows.anchor[at], windows.model[at]))
+        features = list(self._stream.events.features.items())
+        for n, change in enumerate(judged):
+            for f in np.argsort(-why.contribution[n], kind="stable"):
+                observed, expected = why.observed[n, :, f].tolist(), why.expected[n, :, f].tolist()
+                name, feature = features[f]
+                evidence[change].append(
+                    FeatureEvidence(
+                        name=name,
+                        unit=feature.unit,
+                        observed=observed[-1],
+                        expected=expected[-1],
+                        contribution=float(why.contribution[n, f]),
+                        window_observed=observed,
+                        window_expected=expected,
+                    )
+                )
+        return evidence
+
+    def _bury(
+        self, state: PartitionState, batch: RecordBatch, rejected: list[Rejected], outputs: Outputs
+    ) -> None:
+        """Dead letters; beyond LETTERS_PER_S of record time only the range and count of a second are kept."""
+        state.counters.bins[Bin.DEAD_LETTERED] += len(rejected)
+        surplus: list[Rejected] = []
+        for one in rejected:
+            second = int(batch.timestamp_ms[one.row]) // 1_000
+            if second != state.letters_second:
+                self._bury_range(batch, surplus, outputs)
+                surplus = []
+                state.letters_second, state.letters_count = second, 0
+            state.letters_count += 1
+            if state.letters_count > LETTERS_PER_S:
+                surplus.append(one)
+            else:
+                outputs.dead_letters.append(self._letter(batch, [one], one.reason, batch.value(one.row)))
+        self._bury_range(batch, surplus, outputs)
+
+    def _bury_range(self, batch: RecordBatch, surplus: list[Rejected], outputs: Outputs) -> None:
+        if surplus:
+            reason = f"over {LETTERS_PER_S} dead letters in a second; the first of these: {surplus[0].reason}"
+            outputs.dead_letters.append(self._letter(batch, surplus, reason, None))
+
+    def _letter(
+        self, batch: RecordBatch, ones: list[Rejected], reason: str, value: bytes | None
+    ) -> DeadLetter:
+        first, last = ones[0].row, ones[-1].row
+        return DeadLetter(
+            stream=self._name,
+            partition=batch.partition,
+            offset=int(batch.offset[first]),
+            last_offset=int(batch.offset[last]),
+            count=len(ones),
+            timestamp_ms=int(batch.timestamp_ms[first]),
+            reason=reason,
+            key=batch.key(first),
+            value=value,
+        )
+
+    def _release(self, state: PartitionState, used: Int32s) -> None:
+        """Free the slots of series that are gone, and of those that the bound on series kept out."""
+        if state.live == len(state.names) - len(state.free):
+            return
+        idle = state.rows["live"] == 0
+        maybe = np.concatenate([used[used >= 0], np.flatnonzero(idle & state.dirty)])
+        slots = np.unique(maybe)
+        state.release(slots[idle[slots]].tolist())

@@ -1,0 +1,80 @@
+"""Scores to episodes: pending, firing, resolved.
+
+A row whose score is at or above 1 opens an episode. Whether it lasts (``for``) and whether it is over
+(``recovery``) is told by the last row's own error, because a window's mean keeps one spike above the line for
+as many rows as the window has. For the same reason a resolved series is armed again only once its window has
+come below the line, or a new row is above its own.
+"""
+
+from __future__ import annotations
+
+from pipeline.kernels import Row, kernel
+from pipeline.policy import NEVER, JudgePolicy
+
+IDLE, PENDING, FIRING = 0, 1, 2
+NOTHING, FIRED, RESOLVED = 0, 1, 2
+
+
+@kernel
+def step(row: Row, time_ns: int, score: float, last_score: float, policy: JudgePolicy) -> int:
+    """Move one series by one judged row; returns NOTHING, FIRED or RESOLVED."""
+    above, last_above = score >= 1.0, last_score >= 1.0
+    if above and row.above_ns == NEVER:
+        row.above_ns = time_ns
+    if row.episode == FIRING:
+        row.peak = max(row.peak, score)
+        row.run = 0 if last_above else row.run + 1
+        if row.run < policy.recovery_rows:
+            return NOTHING
+        row.quiet_until_ns = time_ns + policy.refractory_ns
+        row.revision += 1
+        _rest(row, above)
+        return RESOLVED
+    if row.episode == PENDING:
+        if not (above and last_above):
+            _rest(row, above)
+            return NOTHING
+        row.run += 1
+    else:
+        if not above:
+            _rest(row, above)
+            return NOTHING
+        fresh = last_above or (row.armed == 1 and policy.for_rows == 1)
+        if not fresh or time_ns < row.quiet_until_ns:
+            return NOTHING
+        row.start_ns = time_ns
+        row.peak = score
+        row.run = 1
+    row.episode = PENDING
+    row.peak = max(row.peak, score)
+    if row.run < policy.for_rows:
+        return NOTHING
+    row.episode = FIRING
+    row.run = 0
+    row.revision = 1
+    return FIRED
+
+
+@kernel
+def _rest(row: Row, above: bool) -> None:
+    row.episode = IDLE
+    row.armed = 0 if above else 1
+    if not above:
+        row.above_ns = NEVER
+
+
+@kernel
+def frozen(row: Row, time_ns: int, policy: JudgePolicy) -> bool:
+    """Whether a row must not teach: the series is judged anomalous, and not for ``adapt_after`` yet."""
+    return bool(row.above_ns != NEVER and time_ns - row.above_ns < policy.adapt_ns)
+
+
+@kernel
+def clear(row: Row) -> None:
+    """What a series begins with, and is left with when it is gone."""
+    row.episode = IDLE
+    row.armed = 1
+    row.above_ns = NEVER
+    row.quiet_until_ns = NEVER
+    row.rows = 0.0
+    row.run = 0

@@ -1,0 +1,123 @@
+"""The loop that compares, then learns: errors against thresholds, scores to episodes, in order."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.align import BACK, GONE, SILENT, Items
+from pipeline.episodes import FIRED, FIRING, NOTHING, RESOLVED, clear, frozen, step
+from pipeline.kernels import kernel
+from pipeline.policy import JudgePolicy
+from pipeline.ports import Float64s, Int32s
+from pipeline.records import Int64s
+from pipeline.thresholds import learn, line, start
+
+ANOMALY, SILENCE = 0, 1
+RECOVERED, IS_GONE = 0, 1
+
+
+class Verdicts(NamedTuple):
+    """What came of the items of one piece.
+
+    score and threshold float64[items], NaN for items that were not judged. Transitions, of which size[0]
+    are in use: item int32, kind uint8 (ANOMALY, SILENCE), change uint8 (FIRED, RESOLVED), reason uint8
+    (RECOVERED, IS_GONE), start_ns int64 of the episode, peak float64, revision int32.
+    """
+
+    score: Float64s
+    threshold: Float64s
+    item: Int32s
+    kind: NDArray[np.uint8]
+    change: NDArray[np.uint8]
+    reason: NDArray[np.uint8]
+    start_ns: Int64s
+    peak: Float64s
+    revision: Int32s
+    size: Int64s
+
+    @classmethod
+    def room(cls, items: int) -> Verdicts:
+        """Empty columns for so many items, each with two transitions at most."""
+        return cls(
+            np.empty(items),
+            np.empty(items),
+            np.empty(2 * items, np.int32),
+            np.empty(2 * items, np.uint8),
+            np.empty(2 * items, np.uint8),
+            np.empty(2 * items, np.uint8),
+            np.empty(2 * items, np.int64),
+            np.empty(2 * items),
+            np.empty(2 * items, np.int32),
+            np.zeros(1, np.int64),
+        )
+
+
+@kernel
+def _note(
+    out: Verdicts, item: int, kind: int, change: int, reason: int, start_ns: int, peak: float, revision: int
+) -> None:
+    n = out.size[0]
+    out.item[n] = item
+    out.kind[n] = kind
+    out.change[n] = change
+    out.reason[n] = reason
+    out.start_ns[n] = start_ns
+    out.peak[n] = peak
+    out.revision[n] = revision
+    out.size[0] = n + 1
+
+
+@kernel
+def judge(
+    rows: NDArray[np.void],
+    calibration: Float64s,
+    items: Items,
+    window_error: Float64s,
+    last_error: Float64s,
+    policy: JudgePolicy,
+    attributes: Int64s,
+    out: Verdicts,
+) -> None:
+    """Judge the items of one piece; errors are indexed by ``items.window``."""
+    out.size[0] = 0
+    for i in range(items.size[0]):
+        out.score[i] = np.nan
+        out.threshold[i] = np.nan
+        slot, kind, time_ns = items.slot[i], items.kind[i], items.time_ns[i]
+        row = rows[slot]
+        if kind == SILENT:
+            row.silent_start_ns = time_ns
+            _note(out, i, SILENCE, FIRED, RECOVERED, time_ns, 0.0, 1)
+        elif kind == BACK:
+            _note(out, i, SILENCE, RESOLVED, RECOVERED, row.silent_start_ns, 0.0, 2)
+        elif kind == GONE:
+            if row.episode == FIRING:
+                _note(out, i, ANOMALY, RESOLVED, IS_GONE, row.start_ns, row.peak, row.revision + 1)
+            if row.silent_start_ns != 0:
+                _note(out, i, SILENCE, RESOLVED, IS_GONE, row.silent_start_ns, 0.0, 2)
+            clear(row)
+        if kind in (BACK, GONE):
+            row.silent_start_ns = 0
+        window = items.window[i]
+        if window < 0:
+            continue
+        error, last = window_error[window], last_error[window]
+        if row.rows == 0.0:
+            start(row, calibration[slot])
+            row.judged_ns = time_ns
+        threshold = line(row.mean, row.variance, policy)
+        score = error / threshold
+        last_score = last / line(row.last_mean, row.last_variance, policy)
+        change = step(row, time_ns, score, last_score, policy)
+        if change != NOTHING:
+            _note(out, i, ANOMALY, change, RECOVERED, row.start_ns, row.peak, row.revision)
+        if frozen(row, time_ns, policy):
+            attributes[1] += 1
+        else:
+            learn(row, error, last, time_ns, policy)
+        row.judged_ns = time_ns
+        out.score[i] = score
+        out.threshold[i] = threshold

@@ -1,0 +1,22 @@
+"""How the inner loops are compiled: Numba turns a plain loop over records into machine code.
+
+A loop that reads like the rule it implements is exact in any batching and has no slow case, which the
+vectorised form of the same rules has (docs/decisions/0001-kernels.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar, cast
+
+import numba
+
+Row: TypeAlias = Any
+"""One record of ``PartitionState.rows``; its fields stand in ``series.Layout.of``."""
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def kernel(function: F) -> F:
+    """Compile on first use and keep the machine code beside the source for the next process."""
+    return cast("F", numba.njit(cache=True, nogil=True)(function))

@@ -1,0 +1,269 @@
+"""Bytes to columns: the decoder that a stream's settings describe.
+
+Records are decoded one by one (a joined buffer can be fooled by crafted values) into typed structs, whose
+fields become columns at once. What cannot be read becomes a :class:`Rejected` with its reason, and the rest
+of the batch goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.align import Columns
+from pipeline.config import Stream
+from pipeline.policy import TRANSFORM
+from pipeline.records import Int32s, Int64s, RecordBatch
+from pipeline.series import PartitionState
+
+_MAX_SERIES_CHARS = 500
+_LATEST_S = 9.2e9
+"""Times are int64 nanoseconds: about the years 1678 to 2261."""
+_TIME_TYPES: dict[str, Any] = {"s": float, "ms": float, "ns": int, "iso": datetime}
+_Key = str | int
+_UNKNOWN = -2
+"""A metric that is no feature; -1 stands for an event that holds all features."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that could not be read: its row in the batch, and why."""
+
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Readings:
+    """A decoded batch: columns for the records that could be read, and the rest with their reasons."""
+
+    columns: Columns
+    rejected: list[Rejected]
+
+
+@dataclass(slots=True)
+class _Node:
+    """One level of the JSON object that a stream's paths reach into."""
+
+    fields: dict[str, tuple[Any, bool]] = field(default_factory=dict)
+    below: dict[str, _Node] = field(default_factory=dict)
+
+    def add(self, path: str, kind: Any, *, required: bool) -> None:  # noqa: ANN401 - a type annotation
+        *parents, leaf = path.split(".")
+        node = self
+        for parent in parents:
+            node = node.below.setdefault(parent, _Node())
+        node.fields.setdefault(leaf, (kind, required))
+
+    def build(self, name: str) -> tuple[type[msgspec.Struct], dict[str, str]]:
+        """The struct of this level, and the attribute path of each JSON path below it."""
+        required, optional = [], []
+        rename: dict[str, str] = {}
+        attributes: dict[str, str] = {}
+        for key, (kind, needed) in self.fields.items():
+            attribute = f"f{len(rename)}"
+            rename[attribute], attributes[key] = key, attribute
+            if needed:
+                required.append((attribute, kind))
+            else:
+                optional.append((attribute, kind | None, None))
+        for key, node in self.below.items():
+            attribute = f"f{len(rename)}"
+            struct, inner = node.build(f"{name}_{attribute}")
+            rename[attribute] = key
+            required.append((attribute, struct))
+            attributes |= {f"{key}.{path}": f"{attribute}.{rest}" for path, rest in inner.items()}
+        # A container of one subscriber's values makes no cycles: the collector need not look at it.
+        struct = msgspec.defstruct(name, [*required, *optional], rename=rename, gc=False)
+        return struct, attributes
+
+
+class Decoder:
+    """Decodes the records of one stream. Keeps nothing from one batch to the next; one thread uses it."""
+
+    def __init__(self, stream: Stream) -> None:
+        events = self._events = stream.events
+        self.feature_names = stream.feature_names
+        self.transforms: Int64s = np.array(
+            [TRANSFORM[feature.transform] for feature in events.features.values()], np.int64
+        )
+        self._narrow = events.kind == "narrow"
+        paths = [feature.path or name for name, feature in events.features.items()]
+        self._metric = {path: i for i, path in enumerate(paths)}
+        root = _Node()
+        if events.time.format != "record":
+            root.add(events.time.field, _TIME_TYPES[events.time.format], required=True)
+        for path in events.series:
+            root.add(path, _Key, required=True)
+        if self._narrow:
+            root.add(events.metric, str, required=True)
+            root.add(events.value, float, required=True)
+        else:
+            for path in paths:
+                root.add(path, float, required=False)
+        for path in events.labels:
+            root.add(path, str | float | bool, required=False)
+        struct, at = root.build("Event")
+        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(struct).decode
+        self._time = None if events.time.format == "record" else attrgetter(at[events.time.field])
+        self._series = attrgetter(*(at[path] for path in events.series))
+        self._labels = [attrgetter(at[path]) for path in events.labels]
+        self._metric_of = attrgetter(at[events.metric]) if self._narrow else None
+        self._values = attrgetter(*(at[path] for path in ([events.value] if self._narrow else paths)))
+        self._width = 1 if self._narrow else len(paths)
+
+    def decode(self, batch: RecordBatch, state: PartitionState) -> Readings:
+        """Decode a batch and give every new series in it a slot of ``state``."""
+        rejected: list[Rejected] = []
+        rows, events = self._structs(batch, rejected)
+        time_ns, bad = self._times(batch, rows, events)
+        limit_ns = batch.timestamp_ms[rows] * 1_000_000 + round(self._events.ahead * 1e9)
+        values = np.array(list(map(self._values, events)), np.float64).reshape(len(events), self._width)
+        metric = self._metrics(events)
+        good = np.ones(len(events), bool)
+        refusals = [
+            (bad, "its time is outside the years 1678 to 2261"),
+            (
+                time_ns > limit_ns,
+                f"its time is over {self._events.ahead:g} s ahead of its record's timestamp",
+            ),
+            (metric == _UNKNOWN, "its metric is no feature of this stream; name it, or filter it out"),
+            (self._null(values), "a feature is null or missing, and `missing` is `reject`"),
+        ]
+        for wrong, reason in refusals:
+            rejected.extend(Rejected(int(rows[i]), reason) for i in np.flatnonzero(good & wrong))
+            good &= ~wrong
+        slot = self._slots(rows, events, good, state, rejected)
+        rejected.sort(key=lambda one: one.row)
+        return Readings(Columns(slot, metric, time_ns, limit_ns, batch.offset[rows], values), rejected)
+
+    def _structs(self, batch: RecordBatch, rejected: list[Rejected]) -> tuple[NDArray[np.intp], list[Any]]:
+        """The events that are JSON of the right shape, and their rows in the batch."""
+        buffer, decode = batch.buffer, self._decode
+        start = batch.value_start
+        end = start + batch.value_length
+        fits = (batch.value_length >= 0) & (batch.value_length <= self._events.max_bytes)
+        if fits.all():
+            try:
+                events = [decode(buffer[a:b]) for a, b in zip(start.tolist(), end.tolist(), strict=True)]
+                return np.arange(len(batch)), events
+            except (msgspec.DecodeError, RecursionError):
+                pass
+        rows, events = [], []
+        for row in range(len(batch)):
+            value = batch.value(row)
+            if value is None:
+                rejected.append(Rejected(row, "it has no value"))
+            elif len(value) > self._events.max_bytes:
+                rejected.append(Rejected(row, f"it is {len(value)} bytes, over `max_bytes`"))
+            else:
+                try:
+                    events.append(decode(value))
+                    rows.append(row)
+                except (msgspec.DecodeError, RecursionError) as error:
+                    rejected.append(Rejected(row, self._reason(error)))
+        return np.array(rows, np.intp), events
+
+    @staticmethod
+    def _reason(error: Exception) -> str:
+        kind = "a field is wrong" if isinstance(error, msgspec.ValidationError) else "it is not JSON"
+        return f"{kind}: {error}"
+
+    def _times(
+        self, batch: RecordBatch, rows: NDArray[np.intp], events: list[Any]
+    ) -> tuple[Int64s, NDArray[np.bool_]]:
+        """int64[n] nanoseconds, and which of them do not fit."""
+        form = self._events.time.format
+        if self._time is None:
+            return batch.timestamp_ms[rows] * 1_000_000, np.zeros(len(events), bool)
+        if form == "ns":
+            times = list(map(self._time, events))
+            bad = np.array([not -_LATEST_S * 1e9 < time < _LATEST_S * 1e9 for time in times], bool)
+            return np.array([0 if b else t for t, b in zip(times, bad, strict=True)], np.int64), bad
+        if form == "iso":
+            seconds = np.array([_epoch(self._time(event)) for event in events], np.float64)
+        else:
+            seconds = np.array(list(map(self._time, events)), np.float64)
+            seconds = seconds / 1e3 if form == "ms" else seconds
+        bad = np.abs(seconds) > _LATEST_S
+        # A double holds the present time to a quarter of a microsecond.
+        micros = np.rint(np.where(bad, 0.0, seconds) * 1e6).astype(np.int64)
+        return micros * 1_000, bad
+
+    def _metrics(self, events: list[Any]) -> Int32s:
+        if self._metric_of is None:
+            return np.full(len(events), -1, np.int32)
+        known = self._metric
+        return np.fromiter(
+            (known.get(self._metric_of(event), _UNKNOWN) for event in events), np.int32, len(events)
+        )
+
+    def _null(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        if self._events.missing == "hold":
+            return np.zeros(len(values), bool)
+        return np.asarray(np.isnan(values).any(axis=1), bool)
+
+    def _slots(
+        self,
+        rows: NDArray[np.intp],
+        events: list[Any],
+        good: NDArray[np.bool_],
+        state: PartitionState,
+        rejected: list[Rejected],
+    ) -> Int32s:
+        """int32[n]: the slot of each event's series, -1 for those refused."""
+        keys: list[Hashable] = list(map(self._series, events))
+        found = list(map(state.index.get, keys))
+        if None in found:
+            fresh: dict[Hashable, int] = {}
+            for i, slot in enumerate(found):
+                if slot is None and good[i] and keys[i] not in fresh:
+                    fresh[keys[i]] = i
+            names, refused = self._names(list(fresh))
+            state.add(
+                [key for key in fresh if key not in refused],
+                names,
+                [self._label(events[i]) for key, i in fresh.items() if key not in refused],
+            )
+            for i, key in enumerate(keys):
+                if good[i] and key in refused:
+                    rejected.append(Rejected(int(rows[i]), refused[key]))
+                    good[i] = False
+            found = [state.index.get(key, -1) for key in keys]
+        slots = np.array(found, np.int32)
+        slots[~good] = -1
+        return slots
+
+    def _names(self, keys: Sequence[Hashable]) -> tuple[list[str], dict[Hashable, str]]:
+        """The series key of each, and those refused with their reasons."""
+        names, refused = [], {}
+        for key in keys:
+            name = _series_key(key)
+            if not name or len(name) > _MAX_SERIES_CHARS or not name.isprintable():
+                refused[key] = f"its series key is not 1 to {_MAX_SERIES_CHARS} printable characters"
+            else:
+                names.append(name)
+        return names, refused
+
+    def _label(self, event: Any) -> tuple[str, ...]:  # noqa: ANN401 - a struct made at run time
+        values = [label(event) for label in self._labels]
+        return tuple("" if value is None else str(value).replace("\x1f", " ") for value in values)
+
+
+def _series_key(key: Hashable) -> str:
+    """One field as it is; several joined by ``/``, a ``/`` or ``%`` within them escaped."""
+    if isinstance(key, tuple):
+        return "/".join(str(part).replace("%", "%25").replace("/", "%2F") for part in key)
+    return str(key)
+
+
+def _epoch(time: datetime) -> float:
+    """Epoch seconds; a time without a zone is UTC."""
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,40 @@
+"""Public fakes for tests of your own; the in-memory bus is ``pipeline.bus.connect("sqlite://")``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.ports import Calibrated, Errors, Explanation, Windows
+
+
+class FakeScorer:
+    """A scorer that expects every feature to stand at ``level``, give or take ``spread``.
+
+    The error is the mean distance from the level in spreads; the calibration says that ``normal_error``
+    with a tenth of it as standard deviation is usual.
+    """
+
+    def __init__(self, *, level: float = 0.0, spread: float = 1.0, normal_error: float = 1.0) -> None:
+        self._level, self._spread, self._normal_error = level, spread, normal_error
+
+    def assign(self, series: Sequence[str]) -> Calibrated:
+        """Model 0 for everyone."""
+        usual = [self._normal_error, self._normal_error / 10] * 2
+        return Calibrated(np.zeros(len(series), np.int32), np.tile([*usual, 1_000.0], (len(series), 1)))
+
+    def score(self, windows: Windows) -> Errors:
+        """Mean distance from the level over the window, and over its last row."""
+        distance = np.abs(self._values(windows) - self._level) / self._spread
+        return Errors(distance.mean(axis=(1, 2)), distance[:, -1].mean(axis=1))
+
+    def explain(self, windows: Windows) -> Explanation:
+        """The level is what was expected; each feature contributes by its distance."""
+        observed = self._values(windows)
+        distance = np.abs(observed - self._level).mean(axis=1)
+        total = np.maximum(distance.sum(axis=1, keepdims=True), 1e-12)
+        return Explanation(observed, np.full_like(observed, self._level), distance / total)
+
+    def _values(self, windows: Windows) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        return windows.anchor[:, None, :] + windows.tail

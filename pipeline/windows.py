@@ -1,0 +1,93 @@
+"""Rows to windows: transforms, holding of missing values, and the window that each series drags along."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pipeline.kernels import kernel
+from pipeline.policy import NEVER
+from pipeline.ports import Float64s
+from pipeline.records import Int64s
+from pipeline.series import Arrays
+
+_FLOAT32_MAX = 3e38
+"""A tail value further from its anchor would overflow float32."""
+
+INCOMPLETE, WARMING, FULL = 0, 1, 2
+
+
+@kernel
+def transformed(code: int, value: float, before: float, before_ns: int, time_ns: int) -> float:
+    """One value after its transform (``policy.TRANSFORM``); NaN where it needs a value before and has none.
+
+    ``rate`` is per second and takes a fall for a counter's reset: it then counts from zero.
+    """
+    if code == 0:
+        return value
+    if code == 3:
+        return math.copysign(math.log1p(abs(value)), value)
+    if before_ns == NEVER:
+        return math.nan
+    if code == 2:
+        return value - before
+    rise = value - before if value >= before else value
+    return rise / ((time_ns - before_ns) * 1e-9)
+
+
+@kernel
+def push(
+    series: Arrays,
+    slot: int,
+    time_ns: int,
+    values: Float64s,
+    transforms: Int64s,
+    gap_ns: int,
+    hold: bool,
+    attributes: Int64s,
+) -> int:
+    """Take one row of a series into its window.
+
+    ``values`` is float64[F], NaN where nothing was observed. Such a feature keeps its last value while that
+    is no older than ``gap_ns``; a row that cannot be completed ends the window. Returns INCOMPLETE, WARMING
+    (the window is not full yet) or FULL.
+    """
+    row, tail = series.rows[slot], series.tail[slot]
+    raw, raw_ns = series.raw[slot], series.raw_ns[slot]
+    out, anchor = series.out[slot], series.anchor[slot]
+    features = values.shape[0]
+    if time_ns - row.row_ns > gap_ns:
+        row.fill = 0
+    row.row_ns = time_ns
+    complete, held = True, False
+    for f in range(features):
+        stale = raw_ns[f] == NEVER or time_ns - raw_ns[f] > gap_ns
+        if math.isnan(values[f]):
+            held = True
+            if stale or not hold:
+                out[f] = math.nan
+        else:
+            before_ns = NEVER if stale else raw_ns[f]
+            out[f] = transformed(transforms[f], values[f], raw[f], before_ns, time_ns)
+            raw[f] = values[f]
+            raw_ns[f] = time_ns
+        if not math.isfinite(out[f]):
+            complete = False
+    if not complete:
+        row.fill = 0
+        return INCOMPLETE
+    if held:
+        attributes[0] += 1
+    size = tail.shape[0]
+    if row.fill == 0:
+        for f in range(features):
+            anchor[f] = out[f]
+    for w in range(size - 1):
+        for f in range(features):
+            tail[w, f] = tail[w + 1, f]
+    for f in range(features):
+        tail[size - 1, f] = np.float32(min(max(out[f] - anchor[f], -_FLOAT32_MAX), _FLOAT32_MAX))
+    if row.fill < size:
+        row.fill += 1
+    return FULL if row.fill == size else WARMING

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
 from servers import kafka_server
 
 KAFKA_IMAGE = "confluentinc/cp-kafka:8.1.0"

@@ -108,6 +108,7 @@ class KafkaBus:
         self._group = group
         self._owned: dict[TopicPartition, _Owned] = {}
         self._waiting: list[TopicPartition] = []
+        self._revoked: list[TopicPartition] = []
         self._membership: ConsumerGroupMetadata | None = None
         self._rows = 0
         self._connected_at = time.monotonic()
@@ -133,18 +134,16 @@ class KafkaBus:
         if 0 < self._rows < BUSY_ROWS and timeout_s > PAUSE_S:
             time.sleep(PAUSE_S)  # a poll costs about 1 ms of CPU however few rows it brings
         try:
-            fetched, moved = self._fetch(max_records, timeout_s)
-            membership = self._consumer.group_metadata()  # before any work: later it may be another one
-            revoked = (*moved, *self._follow(membership))
-            assigned: tuple[Assigned, ...] = ()
-            if not revoked:
-                assigned = self._announce()
-                self._must_be_connected(heard=bool(fetched))
+            fetched = self._fetch(max_records, timeout_s)
+            self._follow(self._consumer.group_metadata())  # before any work: later it may be another one
+            assigned = () if self._revoked else self._announce()
+            self._must_be_connected(heard=bool(fetched))
         except BaseException:
             self._rewind()
             raise
         batches = self._batches(fetched)
         self._rows = sum(map(len, batches))
+        revoked, self._revoked = tuple(self._revoked), []
         return Polled(Token(self._membership), batches, assigned, revoked, end_offsets=self._end_offsets())
 
     def seek(self, partition: TopicPartition, next_offset: int) -> None:
@@ -168,8 +167,13 @@ class KafkaBus:
         """
         if not next_offsets and not sends:
             return
-        membership = token.value
-        if not isinstance(membership, ConsumerGroupMetadata) or not next_offsets.keys() <= self._owned.keys():
+        membership, current = token.value, self._membership
+        if (
+            not isinstance(membership, ConsumerGroupMetadata)
+            or current is None
+            or membership[:3] != current[:3]
+            or not next_offsets.keys() <= self._owned.keys()
+        ):
             self._forget(list(self._owned))
             raise Refused(f"this member of {self._group} does not own the partitions any more; poll again")
         try:
@@ -190,22 +194,27 @@ class KafkaBus:
 
     # Reading
 
-    def _fetch(
-        self, max_records: int, timeout_s: float
-    ) -> tuple[Mapping[Any, list[Any]], tuple[TopicPartition, ...]]:
-        """Poll the client; returns records, and partitions whose position is not in the log any more."""
+    def _fetch(self, max_records: int, timeout_s: float) -> Mapping[Any, list[Any]]:
+        """Poll the client; a partition whose position is not in the log any more is announced anew."""
         coordinator = self._consumer._coordinator  # noqa: SLF001 - the wedge below shows nowhere else
         if coordinator.rebalance_in_progress() and not coordinator.need_rejoin():
             coordinator.request_rejoin()  # nothing else would ever end this join
         with self._link.talking(f"polling as {self._group}"):
             try:
-                return self._consumer.poll(timeout_ms=round(timeout_s * 1_000), max_records=max_records), ()
+                fetched: Mapping[Any, list[Any]] = self._consumer.poll(
+                    timeout_ms=round(timeout_s * 1_000), max_records=max_records
+                )
             except kafka_errors.OffsetOutOfRangeError as error:
                 outside = error.args[0]
             except kafka_errors.LogTruncationError as error:
                 outside = error.divergent_offsets
+            else:
+                return fetched
         self._rewind()
-        return {}, self._forget(TopicPartition(*partition) for partition in outside)
+        self._forget(
+            partition for partition in map(TopicPartition._make, outside) if partition in self._owned
+        )
+        return {}
 
     def _rewind(self) -> None:
         """Go back to what was handed out: a poll that raised may have moved past records it then dropped."""
@@ -247,32 +256,33 @@ class KafkaBus:
 
     # Ownership
 
-    def _follow(self, membership: ConsumerGroupMetadata) -> tuple[TopicPartition, ...]:
-        """Bring what is owned in line with the group; returns what is not owned any more."""
+    def _follow(self, membership: ConsumerGroupMetadata) -> None:
+        """Bring what is owned in line with the group."""
         gone = self._notes.take_gone()
         assigned = {TopicPartition(*partition) for partition in self._consumer.assignment()}
         if membership.generation_id < 0:  # evicted: the broker would take a commit with such a token
             self._membership = None
+            self._forget(list(self._owned))
             self._waiting.clear()
-            revoked, self._owned = tuple(self._owned), {}
-            return revoked
+            return
         last, rebalanced = self._membership, False
         if membership.state is MemberState.STABLE:  # else its generation may be one without an assignment
             self._membership = membership
             rebalanced = last is None or last[:3] != membership[:3]
         same_member = last is not None and last.member_id == membership.member_id
-        revoked = self._forget(
-            partition
-            for partition, owned in list(self._owned.items())
-            if partition in gone
-            or partition not in assigned
-            or self._made_again(partition, owned)
-            or (rebalanced and not (same_member and self._still_ours(partition, owned)))
+        self._forget(
+            [
+                partition
+                for partition, owned in self._owned.items()
+                if partition in gone
+                or partition not in assigned
+                or self._made_again(partition, owned)
+                or (rebalanced and not (same_member and self._still_ours(partition, owned)))
+            ]
         )
         self._waiting = [partition for partition in self._waiting if partition in assigned]
         if rebalanced:
-            self._wait(p for p in sorted(assigned) if p not in self._owned)
-        return revoked
+            self._wait(partition for partition in sorted(assigned) if partition not in self._owned)
 
     def _still_ours(self, partition: TopicPartition, owned: _Owned) -> bool:
         """Whether nobody else committed for a partition that the client kept across a rebalance.
@@ -289,13 +299,12 @@ class KafkaBus:
         topic_id = self._topic_id(partition)
         return topic_id is not None and topic_id != owned.topic_id
 
-    def _forget(self, partitions: Iterable[TopicPartition]) -> tuple[TopicPartition, ...]:
-        """Own ``partitions`` no more; those still assigned are announced anew."""
-        forgotten = tuple(partitions)
-        for partition in forgotten:
+    def _forget(self, partitions: Iterable[TopicPartition]) -> None:
+        """Own ``partitions`` no more: the next result says so, later ones announce those still assigned."""
+        for partition in list(partitions):
             del self._owned[partition]
-        self._wait(forgotten)
-        return forgotten
+            self._revoked.append(partition)
+            self._wait([partition])
 
     def _wait(self, partitions: Iterable[TopicPartition]) -> None:
         """Keep those of ``partitions`` that are assigned still until they are announced."""

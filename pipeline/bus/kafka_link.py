@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import kafka.errors as kafka_errors
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.serializer import Serializer
 
 from pipeline.bus.kafka_codecs import install_codecs
 from pipeline.errors import BusDown, BusError, ConfigError, NotFound
@@ -34,6 +35,9 @@ DEFAULT_PORT = 9092
 CONNECT_TIMEOUT_S = 3.0
 BOOTSTRAP_TIMEOUT_MS = 10_000
 REQUEST_TIMEOUT_MS = 10_000
+
+NULL = object()
+"""Stands for a null value beside a null key, which the client takes only from a serializer."""
 
 install_codecs()
 
@@ -103,6 +107,7 @@ class Link:
                 max_block_ms=10_000,
                 delivery_timeout_ms=20_000,
                 compression_type="zstd",
+                value_serializer=_Null(),
                 metrics_enabled=False,
                 **more,
             )
@@ -210,6 +215,14 @@ class Topics:
             self._admin.close()
 
 
+class _Null(Serializer):  # type: ignore[misc] # the client has no types
+    """Passes values through, and turns ``NULL`` into the null it stands for."""
+
+    def serialize(self, topic: str, headers: object, data: object) -> object:  # noqa: ARG002 - its interface
+        """The bytes as they are."""
+        return None if data is NULL else data
+
+
 def enqueue(producer: Any, send: Send) -> Any:  # noqa: ANN401 - the client has no types
     """Hand one record to a client's producer; returns its future.
 
@@ -217,13 +230,11 @@ def enqueue(producer: Any, send: Send) -> Any:  # noqa: ANN401 - the client has 
         BusError: the record can never be written.
         KafkaError: the client's own trouble.
     """
-    if send.key is None and send.value is None:
-        raise BusError(f"a record for {send.topic} has neither key nor value; give it one of them")
     try:
         return producer.send(
             send.topic,
             key=send.key,
-            value=send.value,
+            value=NULL if send.key is None and send.value is None else send.value,
             headers=list(send.headers),
             partition=send.partition,
             timestamp_ms=send.timestamp_ms,

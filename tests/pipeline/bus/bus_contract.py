@@ -7,9 +7,11 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
-from pipeline.ports import Broker, Bus
+from pipeline.errors import Refused
+from pipeline.ports import Admin, Broker, Bus, Producer, Reader
 from pipeline.records import Assigned, Corrupt, Polled, RecordBatch, Send, Token, TopicPartition, TopicSpec
 
 DEADLINE_S = 60.0
@@ -34,8 +36,8 @@ class Log:
     """One log under test.
 
     ``reopen`` gives another broker over the same log (in memory the same one, since there is no other);
-    ``leave`` ends a member as its process would; ``rebalances`` tells whether a member that polls takes
-    part in a newcomer's arrival (Kafka) or keeps the group for as long as it polls (SQLite).
+    ``leave`` ends a member as its process would; ``rebalances`` tells whether a member that polls shares
+    with a newcomer (Kafka) or keeps the group for as long as it polls (SQLite).
     """
 
     broker: Broker
@@ -43,23 +45,34 @@ class Log:
     rebalances: bool = False
     _closers: dict[int, Callable[[], None]] = field(default_factory=dict)
 
+    @cached_property
+    def producer(self) -> Producer:
+        return self.broker.producer()
+
+    @cached_property
+    def reader(self) -> Reader:
+        return self.broker.reader()
+
+    @cached_property
+    def admin(self) -> Admin:
+        return self.broker.admin()
+
     def topic(self, partitions: int = 1, retention_ms: int = -1) -> str:
         name = f"topic-{uuid.uuid4().hex}"
-        assert self.broker.admin().create([TopicSpec(name, partitions, retention_ms, 1)]) == [name]
+        assert self.admin.create([TopicSpec(name, partitions, retention_ms, 1)]) == [name]
         return name
 
     def write(self, topic: str, *values: bytes | None, partition: int = 0, timestamp_ms: int = 1_000) -> None:
         """Write values so that record i of the call has the timestamp ``timestamp_ms + i``."""
-        producer = self.broker.producer()
-        producer.send(
+        self.producer.send(
             Send(topic, None, value, timestamp_ms=timestamp_ms + i, partition=partition)
             for i, value in enumerate(values)
         )
-        producer.flush()
+        self.producer.flush()
 
     def contents(self, topic: str, partition: int = 0) -> list[Row]:
         """Every readable record of a partition, by a plain reader."""
-        reader, at = self.broker.reader(), TopicPartition(topic, partition)
+        reader, at = self.reader, TopicPartition(topic, partition)
         found: list[Row] = []
         bounds = reader.bounds(topic)[partition]
         next_offset = bounds.first_offset
@@ -82,12 +95,8 @@ class Log:
         self._closers.pop(id(member.bus))()
 
     def oust(self, member: Follower, newcomer: Follower) -> None:
-        """Let ``member`` lose what it owns to a newcomer, and not know it when it commits next."""
-        if self.rebalances:
-            together = (newcomer, member)
-            turn_until(lambda: member.lost or newcomer.assigned, *together)
-        else:
-            turn_until(lambda: newcomer.assigned, newcomer)
+        """Let ``member`` lose something that it owns to a newcomer."""
+        turn_until(lambda: newcomer.assigned, newcomer, *([member] if self.rebalances else []))
 
 
 @dataclass
@@ -101,18 +110,16 @@ class Follower:
     ends: dict[TopicPartition, int] = field(default_factory=dict)
     next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
     token: Token = field(default_factory=lambda: Token(None))
-    lost: int = 0
 
     def turn(self, max_records: int = 10_000, timeout_s: float = 0.05) -> Polled:
         polled = self.bus.poll(max_records, timeout_s)
         self.token = polled.token
         for partition in polled.revoked:
-            self.lost += 1
-            self.assigned.pop(partition)
+            self.assigned.pop(partition, None)
             self.rows.pop(partition, None)
             self.next_offsets.pop(partition, None)
         for assigned in polled.assigned:
-            assert assigned.partition not in self.assigned, "assigned twice without a revocation"
+            assert assigned.partition not in self.assigned, "assigned twice without being lost in between"
             self.assigned[assigned.partition] = assigned
             known = assigned.committed_offset
             self.bus.seek(assigned.partition, assigned.first_offset if known is None else known)
@@ -135,7 +142,12 @@ class Follower:
         return [row.value for row in self.rows[TopicPartition(topic, partition)]]
 
     def commit(self, *sends: Send, token: Token | None = None) -> None:
-        self.bus.commit(token or self.token, dict(self.next_offsets), sends)
+        try:
+            self.bus.commit(token or self.token, dict(self.next_offsets), sends)
+        except Refused:
+            for held in (self.assigned, self.rows, self.next_offsets):
+                held.clear()
+            raise
 
 
 def turn_until(holds: Callable[[], object], *members: Follower) -> None:

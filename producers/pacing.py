@@ -187,7 +187,8 @@ def deliver(
 def ticks(period_s: float, should_stop: ShouldStop, clock: Clock, sleep: Sleep) -> Iterator[int]:
     """Yield 0, 1, 2, ... at the start plus 0, 1, 2, ... periods, until ``should_stop``.
 
-    The schedule does not drift. Ticks that passed while the caller was busy are left out, not made up for.
+    The schedule does not drift. Ticks that passed while the caller was busy, or follow in less than a quarter
+    of a period, are left out and not made up for.
     """
     began = clock()
     tick = 0
@@ -197,4 +198,4 @@ def ticks(period_s: float, should_stop: ShouldStop, clock: Clock, sleep: Sleep) 
             sleep(min(early_s, LOOK_S))
             continue
         yield tick
-        tick = max(tick + 1, math.ceil((clock() - began) / period_s))
+        tick = max(tick + 1, math.ceil((clock() - began) / period_s + 0.25))

@@ -112,8 +112,9 @@ def test_faults_stand_where_their_labels_say(
 
 def one_fault(kind: str) -> tuple[Label, Synthetic, Float64s, Float64s]:
     """A fault, and the cells of its features ``[rows, features]`` without and with it."""
-    clean = SyntheticOptions(series=3, rows=1_500, seed=11)
-    faulty = SyntheticOptions(series=3, rows=1_500, seed=11, faults=1, kinds=[kind])
+    # So many series that a block holds few rows, and the fault goes through several blocks.
+    clean = SyntheticOptions(series=1_000, rows=300, seed=11)
+    faulty = SyntheticOptions(series=1_000, rows=300, seed=11, faults=1, kinds=[kind])
     made = Synthetic(faulty)
     (label,) = made.labels
     times, before = matrix(clean)

@@ -81,11 +81,11 @@ def test_more_rows_continue_the_same_series() -> None:
 def test_faults_stand_where_their_labels_say(
     kind: str, seed: int, series: int, features: int, day_s: float
 ) -> None:
-    clean = SyntheticOptions(series=series, features=features, rows=500, day_s=day_s, seed=seed)
+    clean = SyntheticOptions(series=series, features=features, rows=1_000, day_s=day_s, seed=seed)
     faulty = SyntheticOptions(
         series=series,
         features=features,
-        rows=500,
+        rows=1_000,
         day_s=day_s,
         seed=seed,
         faults=2,

@@ -124,12 +124,12 @@ class Session:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """One unchanging view of the file.
+        """One unchanging view of the file; rolled back, since a damaged page met on the way fails a commit.
 
         Raises:
             BusDown: the file cannot be read now.
         """
-        with self._transaction("BEGIN", BusDown) as connection:
+        with self._transaction("BEGIN", "ROLLBACK", BusDown) as connection:
             yield connection
 
     @contextmanager
@@ -140,18 +140,20 @@ class Session:
             BusFull: no room, or the disk failed.
             BusDown: others kept the file locked for longer than BUSY_TIMEOUT_S.
         """
-        with self._transaction("BEGIN IMMEDIATE", BusFull) as connection:
+        with self._transaction("BEGIN IMMEDIATE", "COMMIT", BusFull) as connection:
             yield connection
 
     @contextmanager
-    def _transaction(self, begin: str, when_disk_fails: type[BusError]) -> Iterator[sqlite3.Connection]:
+    def _transaction(
+        self, begin: str, end: str, when_disk_fails: type[BusError]
+    ) -> Iterator[sqlite3.Connection]:
         with self._lock:
             if self._closed:
                 raise BusError(f"{self._where} was used after it was closed; open the bus again")
             try:
                 self._connection.execute(begin)
                 yield self._connection
-                self._connection.execute("COMMIT")
+                self._connection.execute(end)
             except sqlite3.Error as failure:
                 raise self._translated(failure, when_disk_fails) from failure
             finally:

@@ -94,6 +94,32 @@ def test_whatever_is_wrong_with_the_last_batch_never_stalls_nor_reads_as_records
     assert member.read(3).values("t") == [b"a", b"b", b"e"]
 
 
+def test_a_page_that_sqlite_itself_finds_damaged_costs_its_batch_and_no_other(
+    file_log: Log, path: Path
+) -> None:
+    file_log.write("t", b"before")
+    file_log.write("t", b"x" * 100_000)
+    file_log.write("t", b"after")
+    file_log.broker.close()
+    page_size = 16_384
+    content = bytearray(path.read_bytes())
+    inside = next(
+        at
+        for at in range(0, len(content), page_size)
+        if content[at + 4 : at + page_size] == b"x" * (page_size - 4)
+    )
+    content[inside : inside + 4] = b"\xff\xff\xff\xff"  # where the page says which page goes on
+    path.write_bytes(content)
+
+    broker = SqliteBroker(f"sqlite:///{path}")
+    member = follow(Log(broker, lambda: broker)).read(2)
+
+    assert member.values("t") == [b"before", b"after"]
+    assert [(c.offset, c.next_offset) for c in member.corrupt] == [(1, 2)]
+    assert "malformed" in member.corrupt[0].reason
+    broker.close()
+
+
 def test_seeking_into_a_damaged_batch_reports_only_what_was_asked_for(file_log: Log, path: Path) -> None:
     file_log.write("t", *numbered(10))
     other = sqlite3.connect(path)
@@ -106,6 +132,7 @@ def test_seeking_into_a_damaged_batch_reports_only_what_was_asked_for(file_log: 
     turn_until(lambda: member.corrupt, member)
 
     assert (member.corrupt[0].offset, member.corrupt[0].next_offset) == (4, 10)
+    assert file_log.reader.offset_at(AT, 1_005) == 0
 
 
 # Opening
@@ -226,12 +253,9 @@ def test_processes_may_make_the_same_file_at_the_same_time(path: Path) -> None:
 # Locks, room, threads
 
 
-def test_a_file_locked_for_too_long_is_a_bus_that_is_down(
-    file_log: Log, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT_S", 0.05)
-    broker = SqliteBroker(f"sqlite:///{path}")
-    producer = broker.producer()
+def test_a_file_locked_for_too_long_is_a_bus_that_is_down(file_log: Log, path: Path) -> None:
+    producer = file_log.broker.producer()
+    producer._session._connection.execute("PRAGMA busy_timeout=50")
     producer.send([Send("t", None, b"kept")])
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -243,7 +267,6 @@ def test_a_file_locked_for_too_long_is_a_bus_that_is_down(
     other.close()
     producer.flush()
     assert [row.value for row in file_log.contents("t")] == [b"kept"]
-    broker.close()
 
 
 def test_no_room_is_said_and_costs_nothing_but_time(file_log: Log) -> None:
@@ -294,28 +317,30 @@ def test_the_partition_of_a_send_must_exist(file_log: Log) -> None:
         file_log.broker.producer().send([Send("t", None, b"x", partition=1)])
 
 
-def test_a_record_beyond_the_bound_is_refused_alone(file_log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_outbox, "RECORD_BYTES", 1_000)
+def test_a_record_beyond_the_bound_is_refused_alone(file_log: Log) -> None:
     producer = file_log.broker.producer()
+    too_large = bytes(sqlite_outbox.RECORD_BYTES + 1)
 
-    with pytest.raises(BusError, match="1001 bytes"):
-        producer.send([Send("t", None, b"before"), Send("t", None, b"x" * 1_001)])
+    with pytest.raises(BusError, match=f"{len(too_large)} bytes"):
+        producer.send([Send("t", None, b"before"), Send("t", None, too_large)])
     producer.flush()
 
     assert [row.value for row in file_log.contents("t")] == [b"before"]
 
 
-def test_large_records_are_cut_into_batches_by_their_bytes(
-    file_log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite_outbox, "BATCH_BYTES", 1_000)
-    bus = follow(file_log).bus
+# Ten records of 9 MiB: stored by twos (16 MiB are a batch), and read until 64 MiB are passed.
+def test_large_records_are_stored_and_read_in_pieces_of_bounded_bytes() -> None:
+    broker = connect("sqlite://")
+    broker.admin().create([TopicSpec("t", 1)])
+    bus = follow(Log(broker, lambda: broker)).bus
+    large = Send("t", None, bytes(9 << 20))
 
-    bus.commit(bus.poll(1, 0).token, {}, [Send("t", None, b"x" * 600) for _ in range(6)])
+    bus.commit(bus.poll(1, 0).token, {}, [large] * 10)
 
-    sizes = [len(batch) for batch in bus.poll(1, 1).batches]
-    assert sizes == [2]
-    assert len(file_log.contents("t")) == 6
+    assert [len(bus.poll(max_records, 1).batches[0]) for max_records in (1, 100)] == [2, 8]
+    bus.seek(AT, 0)
+    assert [len(bus.poll(100, 1).batches[0]) for _ in range(2)] == [8, 2]
+    broker.close()
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///{}"])

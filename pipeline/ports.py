@@ -265,3 +265,23 @@ class Scorer(Protocol):
     def explain(self, windows: Windows) -> Explanation:
         """Observed, expected and contributions; called only for rows that make or end an alert."""
         ...
+
+
+class Models(Protocol):
+    """The bundles of one stream, as a worker sees them."""
+
+    def champion(self) -> str | None:
+        """The id of the bundle to use now, None before the first.
+
+        Raises:
+            BundleError: the pointer is damaged.
+        """
+        ...
+
+    def scorer(self, bundle_id: str) -> Scorer:
+        """The scorer of a bundle.
+
+        Raises:
+            NotFound, BundleError: it is missing, damaged, or does not fit the stream.
+        """
+        ...

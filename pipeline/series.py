@@ -366,10 +366,9 @@ class PartitionState:
         first = 0
         for array in self.series:
             width = array[:1].nbytes
-            stored = np.ascontiguousarray(packed.rows[:, first : first + width])
-            array[slots] = (
-                stored.view(array.dtype).reshape(len(slots), *array.shape[1:]) if width else array[slots]
-            )
+            if width:
+                block = np.ascontiguousarray(packed.rows[:, first : first + width])
+                array[slots] = block.view(array.dtype).reshape(len(slots), *array.shape[1:])
             first += width
         self.live = len(slots)
         self.sweep_ns = int(self.rows["due_ns"][slots].min())

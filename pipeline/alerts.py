@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.records import Send, TopicPartition
+from pipeline.records import RecordBatch, Send, TopicPartition
 
+LETTER_BYTES = 128 << 10
+"""Bytes of a dead record that are kept: a letter must fit where its record did not."""
 _ID_SEPARATOR = "\x1f"
 
 
@@ -25,7 +27,9 @@ class FeatureEvidence(_Record):
     observed: float = Field(description="the newest row's value")
     expected: float = Field(description="the newest row as the model reconstructs it")
     contribution: float = Field(description="share of the window's error; all features sum to 1")
-    window_observed: list[float] = Field(description="the whole window, oldest first")
+    window_observed: list[float] = Field(
+        description="the whole window, oldest first; empty beyond the first features, an alert has a bound"
+    )
     window_expected: list[float]
 
 
@@ -94,32 +98,40 @@ def timestamp(time_ns: int) -> datetime:
 class DeadLetter(_Record):
     """A record that could not be read, or the count of a range of them beyond the rate that is kept.
 
-    ``value`` is None for a range, and for a record without a value.
+    As JSON, key and value are base64.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+
+    schema_version: Literal[1] = 1
     stream: str
     partition: TopicPartition
     offset: int
-    last_offset: int
-    count: int = Field(ge=1)
+    last_offset: int = Field(description="of the range; `offset` for one record")
+    count: int = Field(ge=1, description="records in the range")
     timestamp_ms: int
     reason: str
-    key: bytes | None
-    value: bytes | None
+    key: bytes | None = None
+    value: bytes | None = Field(None, description=f"the first {LETTER_BYTES} bytes; None for a range")
+    value_bytes: int | None = Field(None, description="how long the value was; None for a range or a null")
+
+    @classmethod
+    def of(cls, stream: str, batch: RecordBatch, row: int, reason: str) -> DeadLetter:
+        """The letter of one record."""
+        key, value = batch.key(row), batch.value(row)
+        return cls(
+            stream=stream,
+            partition=batch.partition,
+            offset=int(batch.offset[row]),
+            last_offset=int(batch.offset[row]),
+            count=1,
+            timestamp_ms=int(batch.timestamp_ms[row]),
+            reason=reason,
+            key=key[:LETTER_BYTES] if key is not None else None,
+            value=value[:LETTER_BYTES] if value is not None else None,
+            value_bytes=len(value) if value is not None else None,
+        )
 
     def send(self, topic: str) -> Send:
-        """The record to publish: the bytes as they were, position and reason in the headers."""
-        headers = {
-            "offbeat-schema": "1",
-            "offbeat-stream": self.stream,
-            "offbeat-topic": self.partition.topic,
-            "offbeat-partition": str(self.partition.partition),
-            "offbeat-offset": str(self.offset),
-            "offbeat-last-offset": str(self.last_offset),
-            "offbeat-count": str(self.count),
-            "offbeat-timestamp-ms": str(self.timestamp_ms),
-            "offbeat-reason": self.reason,
-        }
-        return Send(
-            topic, self.key, self.value, tuple((name, text.encode()) for name, text in headers.items())
-        )
+        """The record to publish, keyed by the partition it came from."""
+        return Send(topic, str(self.partition).encode(), self.model_dump_json().encode())

@@ -26,6 +26,8 @@ from pipeline.series import Layout, PartitionState
 
 LETTERS_PER_S = 1_000
 """Dead letters of a partition and second that keep their bytes; beyond it ranges are counted."""
+_DRAWN_FEATURES = 8
+"""Features of an alert that come with their whole window."""
 _PIECE_ITEMS = 8_192
 _PIECE_BYTES = 32 << 20
 _NO_ERRORS = Errors(np.zeros(0), np.zeros(0))
@@ -253,8 +255,9 @@ class Detector:
         why = scorer.explain(Windows(tails, windows.anchor[at], windows.model[at]))
         features = list(self._stream.events.features.items())
         for n, change in enumerate(judged):
-            for f in np.argsort(-why.contribution[n], kind="stable"):
+            for rank, f in enumerate(np.argsort(-why.contribution[n], kind="stable")):
                 observed, expected = why.observed[n, :, f].tolist(), why.expected[n, :, f].tolist()
+                drawn = rank < _DRAWN_FEATURES
                 name, feature = features[f]
                 evidence[change].append(
                     FeatureEvidence(
@@ -263,8 +266,8 @@ class Detector:
                         observed=observed[-1],
                         expected=expected[-1],
                         contribution=float(why.contribution[n, f]),
-                        window_observed=observed,
-                        window_expected=expected,
+                        window_observed=observed if drawn else [],
+                        window_expected=expected if drawn else [],
                     )
                 )
         return evidence
@@ -285,28 +288,23 @@ class Detector:
             if state.letters_count > LETTERS_PER_S:
                 surplus.append(one)
             else:
-                outputs.dead_letters.append(self._letter(batch, [one], one.reason, batch.value(one.row)))
+                outputs.dead_letters.append(DeadLetter.of(self._name, batch, one.row, one.reason))
         self._bury_range(batch, surplus, outputs)
 
     def _bury_range(self, batch: RecordBatch, surplus: list[Rejected], outputs: Outputs) -> None:
-        if surplus:
-            reason = f"over {LETTERS_PER_S} dead letters in a second; the first of these: {surplus[0].reason}"
-            outputs.dead_letters.append(self._letter(batch, surplus, reason, None))
-
-    def _letter(
-        self, batch: RecordBatch, ones: list[Rejected], reason: str, value: bytes | None
-    ) -> DeadLetter:
-        first, last = ones[0].row, ones[-1].row
-        return DeadLetter(
-            stream=self._name,
-            partition=batch.partition,
-            offset=int(batch.offset[first]),
-            last_offset=int(batch.offset[last]),
-            count=len(ones),
-            timestamp_ms=int(batch.timestamp_ms[first]),
-            reason=reason,
-            key=batch.key(first),
-            value=value,
+        if not surplus:
+            return
+        first, last = surplus[0], surplus[-1]
+        outputs.dead_letters.append(
+            DeadLetter(
+                stream=self._name,
+                partition=batch.partition,
+                offset=int(batch.offset[first.row]),
+                last_offset=int(batch.offset[last.row]),
+                count=len(surplus),
+                timestamp_ms=int(batch.timestamp_ms[first.row]),
+                reason=f"over {LETTERS_PER_S} dead letters in a second; the first of these: {first.reason}",
+            )
         )
 
     def _release(self, state: PartitionState, used: Int32s) -> None:

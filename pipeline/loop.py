@@ -128,15 +128,19 @@ class Worker:
             self._arriving[assigned.partition] = assigned
         self._ends.update(polled.end_offsets)
         self._token = polled.token
-        processed = [self._skip(corrupt) for corrupt in polled.corrupt if corrupt.partition in self._owned]
-        processed += [self._process(batch) for batch in polled.batches if batch.partition in self._owned]
+        before = {partition: owned.state.next_offset for partition, owned in self._owned.items()}
+        processed = [self._process(batch) for batch in polled.batches if batch.partition in before]
+        processed += [
+            self._skip(corrupt, before[corrupt.partition])
+            for corrupt in polled.corrupt
+            if corrupt.partition in before
+        ]
         self._settle(processed)
 
     def stop(self) -> None:
         """Commit and checkpoint what is done; the caller closes the bus, which leaves the group."""
         if self._commit([]):
             self._checkpoint(every=True)
-        self._owned.clear()
 
     def _process(self, batch: RecordBatch) -> Processed:
         """Run the detect step; what earlier owners have committed gives no outputs."""
@@ -151,28 +155,27 @@ class Worker:
             self._uncommitted += max(len(batch), 1)
         return Processed(batch.partition, outputs, owned.state.names)
 
-    def _skip(self, corrupt: Corrupt) -> Processed:
-        """Count a damaged range and leave its position with the dead letters."""
+    def _skip(self, corrupt: Corrupt, read_from: int) -> Processed:
+        """Count a damaged range, a gap in what was read from ``read_from`` on, and bury its place."""
         owned, outputs = self._owned[corrupt.partition], Outputs()
-        offset = max(corrupt.offset, owned.state.next_offset)
+        offset = max(corrupt.offset, read_from)
         count = corrupt.next_offset - offset
         if count > 0:
             owned.state.counters.bins[Bin.CORRUPT] += count
-            owned.state.next_offset = corrupt.next_offset
-            letter = DeadLetter(
-                stream=self._parts.stream,
-                partition=corrupt.partition,
-                offset=offset,
-                last_offset=corrupt.next_offset - 1,
-                count=count,
-                timestamp_ms=0,
-                reason=f"the stored batch is damaged: {corrupt.reason}",
-                key=None,
-                value=None,
-            )
+            owned.state.next_offset = max(owned.state.next_offset, corrupt.next_offset)
             if corrupt.next_offset > owned.live_from:
-                outputs.dead_letters.append(letter)
                 self._uncommitted += count
+                outputs.dead_letters.append(
+                    DeadLetter(
+                        stream=self._parts.stream,
+                        partition=corrupt.partition,
+                        offset=offset,
+                        last_offset=corrupt.next_offset - 1,
+                        count=count,
+                        timestamp_ms=0,
+                        reason=f"the stored batch is damaged: {corrupt.reason}",
+                    )
+                )
         return Processed(corrupt.partition, outputs, owned.state.names)
 
     def _settle(self, processed: list[Processed]) -> None:

@@ -1,0 +1,192 @@
+"""The only place where parts are chosen and wired: configuration to bus, state store, models and worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pipeline.bus
+from pipeline.config import Config, Stream
+from pipeline.errors import BundleError, NotFound
+from pipeline.records import TopicSpec
+
+if TYPE_CHECKING:  # these pull in torch, numba or redis, which most commands do not need
+    from models import ModelSpec, Registry
+    from pipeline.loop import Parts, Processed
+    from pipeline.ports import Broker, Scorer
+    from pipeline.state import StateServer
+
+DAY_MS = 24 * 3600 * 1000
+ALERTS_RETENTION_MS = 30 * DAY_MS
+
+
+@contextmanager
+def open_bus(url: str) -> Iterator[Broker]:
+    """The bus at a URL, closed at the end; the folder of a new SQLite file is made.
+
+    Raises:
+        ConfigError, BusDown, BusFull: as :func:`pipeline.bus.connect`.
+    """
+    if url.startswith("sqlite:///"):
+        # One level only: a mistyped path is an error and no tree of new folders.
+        with suppress(OSError):
+            Path(url.removeprefix("sqlite:///").partition("?")[0]).parent.mkdir(exist_ok=True)
+    with closing(pipeline.bus.connect(url)) as broker:
+        yield broker
+
+
+@contextmanager
+def open_state(config: Config) -> Iterator[StateServer]:
+    """The state server of an installation, closed at the end.
+
+    Raises:
+        ConfigError: the URL is wrong, or the embedded server cannot be used.
+        StoreDown: it cannot be reached or started.
+    """
+    from pipeline.state import connect  # noqa: PLC0415 - only commands that need state load its client
+
+    with closing(connect(config.state)) as server:
+        yield server
+
+
+def registry(config: Config) -> Registry:
+    """The bundles of an installation."""
+    from models import Registry  # noqa: PLC0415 - loads torch
+
+    return Registry(config.registry)
+
+
+def model_spec(stream: Stream) -> ModelSpec:
+    """What a stream's settings ask of its model.
+
+    Raises:
+        ConfigError: the network's shape does not make sense.
+    """
+    from models import ModelSpec  # noqa: PLC0415 - loads torch
+
+    model = stream.model
+    return ModelSpec(
+        features=stream.feature_names,
+        window_rows=model.window,
+        kind=model.kind,
+        hidden=model.hidden,
+        code=model.code,
+        seed=stream.training.seed,
+        steps=stream.training.steps,
+        transforms=transforms(stream),
+    )
+
+
+def transforms(stream: Stream) -> str:
+    """How a stream's features are made from events, in words; bundles of another making do not fit."""
+    events = stream.events
+    changed = [
+        f"{name}: {feature.transform}"
+        for name, feature in events.features.items()
+        if feature.transform != "none"
+    ]
+    grid = "each event a row" if events.every is None else f"{events.combine} of every {events.every:g} s"
+    return ", ".join([grid, *changed])
+
+
+class StreamModels:
+    """The bundles of one stream; see :class:`pipeline.ports.Models`."""
+
+    def __init__(self, config: Config, stream: str) -> None:
+        self._registry = registry(config)
+        self._name, self._stream = stream, config.stream(stream)
+
+    def champion(self) -> str | None:
+        """See :meth:`pipeline.ports.Models.champion`."""
+        return self._registry.champion(self._name)
+
+    def scorer(self, bundle_id: str) -> Scorer:
+        """See :meth:`pipeline.ports.Models.scorer`."""
+        from models import StackScorer  # noqa: PLC0415 - loads torch
+
+        bundle = self._registry.load(self._name, bundle_id)
+        check_fits(bundle.manifest.spec, bundle_id, self._name, self._stream)
+        return StackScorer(bundle)
+
+
+def check_fits(spec: ModelSpec, bundle_id: str, name: str, stream: Stream) -> None:
+    """Refuse a bundle that was trained for other rows than the stream has now.
+
+    Raises:
+        BundleError: names both and the remedy.
+    """
+    for what, has, wants in (
+        ("features", ", ".join(spec.features), ", ".join(stream.feature_names)),
+        ("windows of", f"{spec.window_rows} rows", f"{stream.model.window} rows"),
+        ("rows made as", repr(spec.transforms), repr(transforms(stream))),
+    ):
+        if has != wants:
+            raise BundleError(
+                f"bundle {bundle_id[:12]} has {what} {has}; stream {name!r} is set to {wants}: train it "
+                f"again (`offbeat train {name}`) or set the stream back"
+            )
+
+
+def output_topics(config: Config) -> list[TopicSpec]:
+    """The topics that workers write to."""
+    return [
+        TopicSpec(config.alerts_topic, 1, ALERTS_RETENTION_MS),
+        TopicSpec(config.dead_letters_topic, 1, ALERTS_RETENTION_MS),
+    ]
+
+
+def input_topics(config: Config, streams: Sequence[str], partitions: int) -> list[TopicSpec]:
+    """The topics that streams read, each once; kept for ever, because recorded events are old at once."""
+    names = dict.fromkeys(config.stream(name).topic for name in streams)
+    return [TopicSpec(name, partitions) for name in names]
+
+
+def require_input(config: Config, stream: str, broker: Broker) -> None:
+    """See that a stream's input topic is there.
+
+    Raises:
+        NotFound: it is not.
+        BusDown: the bus cannot be reached.
+    """
+    topic = config.stream(stream).topic
+    if topic not in broker.admin().describe().topics:
+        raise NotFound(
+            f"stream {stream!r} reads the topic {topic!r}, which {config.bus} does not have; make it with "
+            f"`offbeat topics create {stream}`, or mend `topic` or `bus` in the configuration"
+        )
+
+
+@contextmanager
+def open_parts(
+    config: Config,
+    stream: str,
+    slot: int,
+    *,
+    observe: Callable[[Processed], None] = lambda _: None,
+    notice: Callable[[str], None] = lambda _: None,
+    wait: Callable[[float], object] = time.sleep,
+) -> Iterator[Parts]:
+    """All that the worker in ``slot`` of a stream is made of; leaving the context leaves the group.
+
+    Output topics that are missing are made. The caller holds the slot (:func:`offbeat.slots.hold`).
+
+    Raises:
+        NotFound: the input topic does not exist.
+        OffbeatError: what :func:`open_bus` and :func:`open_state` raise.
+    """
+    from pipeline.loop import Parts  # noqa: PLC0415 - loads numba
+
+    models = StreamModels(config, stream)
+    with open_state(config) as server, open_bus(config.bus) as broker:
+        require_input(config, stream, broker)
+        broker.admin().create(output_topics(config))
+        bus = broker.bus(
+            group=config.group(stream),
+            topics=[config.stream(stream).topic],
+            transactional_id=config.transactional_id(stream, slot),
+        )
+        store = server.store(namespace=config.namespace, stream=stream)
+        yield Parts(config, stream, bus, store, models, observe, notice, wait)

@@ -25,6 +25,7 @@ from models.samples import (
 )
 from models.scaling import Scaling
 from models.stack import Stack
+from pipeline.config import TRAINING_WINDOWS
 from pipeline.errors import TooFewRows
 from pipeline.ports import Errors, Float64s, Windows
 
@@ -55,7 +56,7 @@ class Progress:
 
 def rows_needed(spec: ModelSpec) -> int:
     """Usable rows a series needs for a network of its own, and all series together for a fallback."""
-    return 16 * spec.window_rows
+    return TRAINING_WINDOWS * spec.window_rows
 
 
 def train(

@@ -16,6 +16,8 @@ from pipeline.errors import ConfigError
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+TRAINING_WINDOWS = 7
+"""A series is trained on at least so many times its window: 224 rows with the default one."""
 MAX_OPEN_CELLS = 64
 """A row of state holds its open cells, so their number is bounded."""
 
@@ -181,7 +183,7 @@ class Ewma(Section):
     """Mean plus k standard deviations of the reconstruction error, both rolling."""
 
     policy: Literal["ewma"] = "ewma"
-    k: float = Field(4.0, gt=0, le=100, description="standard deviations above the mean")
+    k: float = Field(5.0, gt=0, le=100, description="standard deviations above the mean")
     memory: Duration = Field(6 * 3600.0, description="half-life; never shorter than 1,000 rows")
     adapt_after: Duration = Field(
         6 * 3600.0, description="an anomaly that lasts longer begins to count as normal"
@@ -207,7 +209,6 @@ class Training(Section):
     """What the models learn from."""
 
     rows: int = Field(10_000, ge=64, le=10_000_000, description="at most so many rows of a series")
-    min_rows: int = Field(256, ge=64, le=10_000_000, description="rows needed before a stream is trained")
     steps: int = Field(1_200, ge=1, le=1_000_000, description="optimiser steps at most")
     seed: int = Field(0, ge=0)
 

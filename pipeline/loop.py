@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pipeline.accounting import Bin
 from pipeline.alerts import Alert, DeadLetter
-from pipeline.config import Config
+from pipeline.config import TRAINING_WINDOWS, Config
 from pipeline.detect import Detector, Outputs
 from pipeline.errors import BusDown, BusFull, OffbeatError, Refused, StoreDown
 from pipeline.ownership import Owned, ScorerCache, Takeover, checkpoint
@@ -358,7 +358,7 @@ class Worker:
 
     def _model_needs(self, owned: list[Owned]) -> str:
         """How far the stream is from being trained, and about how long it takes at the present rate."""
-        need = self._stream.training.min_rows
+        need = TRAINING_WINDOWS * self._stream.model.window
         series = max(sum(one.state.live for one in owned), 1)
         have = sum(int(one.state.counters.bins[Bin.WAITING_MODEL]) for one in owned) // series
         now = self._parts.clock()

@@ -231,13 +231,13 @@ def test_a_constant_feature_is_learnt_and_its_first_move_is_an_anomaly() -> None
 
 
 def test_too_few_rows_are_refused_with_numbers(spec: ModelSpec) -> None:
-    rows = {"s": SeriesRows(np.zeros((100, 2)), np.zeros(100, np.int32))}
+    rows = {"s": SeriesRows(np.zeros((50, 2)), np.zeros(50, np.int32))}
 
-    with pytest.raises(TooFewRows, match="100 of 128 rows") as refused:
+    with pytest.raises(TooFewRows, match="50 of 56 rows") as refused:
         train(rows, spec, source={}, created_at=WHEN)
 
-    assert (refused.value.have, refused.value.need) == (100, rows_needed(spec))
-    with pytest.raises(TooFewRows, match="0 of 128 rows"):
+    assert (refused.value.have, refused.value.need) == (50, rows_needed(spec))
+    with pytest.raises(TooFewRows, match="0 of 56 rows"):
         train({}, spec, source={}, created_at=WHEN)
 
 

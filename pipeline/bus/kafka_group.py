@@ -16,7 +16,7 @@ import kafka.errors as kafka_errors
 from kafka import ConsumerRebalanceListener
 from kafka import TopicPartition as KafkaPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.structs import ConsumerGroupMetadata, MemberState
+from kafka.structs import ConsumerGroupMetadata
 
 from pipeline.bus.kafka_link import Link, Topics
 from pipeline.bus.kafka_records import columns
@@ -58,6 +58,38 @@ class _Notes(ConsumerRebalanceListener):  # type: ignore[misc] # the client has 
         """The partitions given up or lost since the last call."""
         gone, self._gone = self._gone, set()
         return gone
+
+
+class _Assignor(CooperativeStickyAssignor):  # type: ignore[misc] # the client has no types
+    """The sticky assignor; tells under which generations assignments were taken in.
+
+    The client shows the next generation already while its assignment is still on the way, and nothing but
+    this call tells the difference.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._generations: list[int] = []
+
+    def on_assignment(self, assignment: Any, generation: int) -> None:  # noqa: ANN401 - the client has no types
+        """Called on the client's I/O thread once the assignment stands."""
+        super().on_assignment(assignment, generation)
+        self._generations.append(generation)
+
+    def take_generations(self) -> list[int]:
+        """The generations of the assignments taken in since the last call."""
+        generations, self._generations = self._generations, []
+        return generations
+
+
+class _Unread:
+    """A join that the client has not taken in yet, whether or not it has ended."""
+
+    is_done = False
+
+    def __init__(self, join: Any) -> None:  # noqa: ANN401 - the client has no types
+        self.add_callback = join.add_callback
+        self.add_errback = join.add_errback
 
 
 @dataclass(slots=True)
@@ -114,11 +146,12 @@ class KafkaBus:
         self._connected_at = time.monotonic()
         self._transactions = Transactions(link, transactional_id, watchdog)
         try:
+            self._assignor = _Assignor()
             self._consumer = link.consumer(
                 group_id=group,
                 session_timeout_ms=link.session_timeout_ms,
                 heartbeat_interval_ms=min(HEARTBEAT_MS, link.session_timeout_ms // 3),
-                partition_assignment_strategy=[CooperativeStickyAssignor],
+                partition_assignment_strategy=[self._assignor],
             )
         except BaseException:
             self._transactions.close()
@@ -174,14 +207,14 @@ class KafkaBus:
             or membership[:3] != current[:3]
             or not next_offsets.keys() <= self._owned.keys()
         ):
-            self._forget(list(self._owned))
+            self._start_again()
             raise Refused(f"this member of {self._group} does not own the partitions any more; poll again")
         try:
             for topic in {send.topic for send in sends}:
                 self._topics.require(topic)
             self._transactions.commit(membership, dict(next_offsets) or self._known_positions(), sends)
         except (Refused, BusDown) as error:
-            self._forget(list(self._owned))
+            self._start_again()
             raise Refused(str(error)) from error
         for partition, offset in next_offsets.items():
             self._owned[partition].committed = offset
@@ -196,9 +229,7 @@ class KafkaBus:
 
     def _fetch(self, max_records: int, timeout_s: float) -> Mapping[Any, list[Any]]:
         """Poll the client; a partition whose position is not in the log any more is announced anew."""
-        coordinator = self._consumer._coordinator  # noqa: SLF001 - the wedge below shows nowhere else
-        if coordinator.rebalance_in_progress() and not coordinator.need_rejoin():
-            coordinator.request_rejoin()  # nothing else would ever end this join
+        self._mend_join()
         with self._link.talking(f"polling as {self._group}"):
             try:
                 fetched: Mapping[Any, list[Any]] = self._consumer.poll(
@@ -215,6 +246,20 @@ class KafkaBus:
             partition for partition in map(TopicPartition._make, outside) if partition in self._owned
         )
         return {}
+
+    def _mend_join(self) -> None:
+        """Shut out two ways in which the client's join never ends; neither shows in its public face.
+
+        A join that ended between two polls is thrown away and begun anew, for which all other members have
+        to join again: members that work between their polls may never settle. And metadata that change
+        twice during a join leave one that nothing drives on.
+        """
+        coordinator = self._consumer._coordinator  # noqa: SLF001 - see above
+        join = coordinator._join_task  # noqa: SLF001 - see above
+        if join is not None and not isinstance(join, _Unread):
+            coordinator._join_task = _Unread(join)  # noqa: SLF001 - see above
+        if coordinator.rebalance_in_progress() and not coordinator.need_rejoin():
+            coordinator.request_rejoin()
 
     def _rewind(self) -> None:
         """Go back to what was handed out: a poll that raised may have moved past records it then dropped."""
@@ -258,42 +303,41 @@ class KafkaBus:
 
     def _follow(self, membership: ConsumerGroupMetadata) -> None:
         """Bring what is owned in line with the group."""
-        gone = self._notes.take_gone()
+        gone, joined = self._notes.take_gone(), self._assignor.take_generations()
         assigned = {TopicPartition(*partition) for partition in self._consumer.assignment()}
         if membership.generation_id < 0:  # evicted: the broker would take a commit with such a token
             self._membership = None
-            self._forget(list(self._owned))
+            self._forget(self._owned)
             self._waiting.clear()
             return
-        last, rebalanced = self._membership, False
-        if membership.state is MemberState.STABLE:  # else its generation may be one without an assignment
-            self._membership = membership
-            rebalanced = last is None or last[:3] != membership[:3]
-        same_member = last is not None and last.member_id == membership.member_id
+        kept = not joined or self._took_part_in_all(joined, membership)
+        if joined:  # the membership may show the next generation already, whose assignment is on its way
+            self._membership = membership._replace(generation_id=joined[-1])
         self._forget(
             [
                 partition
                 for partition, owned in self._owned.items()
-                if partition in gone
+                if not kept
+                or partition in gone
                 or partition not in assigned
                 or self._made_again(partition, owned)
-                or (rebalanced and not (same_member and self._still_ours(partition, owned)))
             ]
         )
         self._waiting = [partition for partition in self._waiting if partition in assigned]
-        if rebalanced:
+        if joined:
             self._wait(partition for partition in sorted(assigned) if partition not in self._owned)
 
-    def _still_ours(self, partition: TopicPartition, owned: _Owned) -> bool:
-        """Whether nobody else committed for a partition that the client kept across a rebalance.
+    def _took_part_in_all(self, joined: Sequence[int], membership: ConsumerGroupMetadata) -> bool:
+        """Whether nobody else can have owned what the client kept since the last membership.
 
-        A member that is thrown out while it joins comes back under a new generation without a word from
-        the client, and another owner may have moved on meanwhile.
+        A member that was thrown out while it joined comes back under another id, and one that missed a
+        generation does not know who owned its partitions in it; the client tells neither.
         """
-        try:
-            return self._committed(partition) == owned.committed
-        except kafka_errors.KafkaError:
+        last = self._membership
+        if last is None or last.member_id != membership.member_id:
             return False
+        first = last.generation_id + 1
+        return list(joined) == list(range(first, first + len(joined)))
 
     def _made_again(self, partition: TopicPartition, owned: _Owned) -> bool:
         topic_id = self._topic_id(partition)
@@ -305,6 +349,11 @@ class KafkaBus:
             del self._owned[partition]
             self._revoked.append(partition)
             self._wait([partition])
+
+    def _start_again(self) -> None:
+        """After a refusal the caller has dropped everything: announce what is still assigned."""
+        self._forget(self._owned)
+        self._revoked.clear()
 
     def _wait(self, partitions: Iterable[TopicPartition]) -> None:
         """Keep those of ``partitions`` that are assigned still until they are announced."""

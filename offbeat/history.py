@@ -1,0 +1,241 @@
+"""A stream's past as rows to learn from, made by the same step that detection runs on live records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import SeriesRows
+from pipeline.detect import Detector, Rows
+from pipeline.errors import BusDown
+from pipeline.ports import Reader
+from pipeline.records import Bounds, RecordBatch, TopicPartition
+from producers.files import Event
+
+Int64s = NDArray[np.int64]
+Batches = Callable[[], Iterator[RecordBatch]]
+"""Opens the records of one partition; may be called again."""
+
+MOST_VALUES = 1 << 26
+"""Values that are held at once, over all series: 512 MiB."""
+_READ_RECORDS = 20_000
+_FILE_RECORDS = 5_000
+_COMPACT_ROWS = 1 << 17
+_STALLED_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which rows of each series are learned from.
+
+    Attributes:
+        rows: at most so many, the newest.
+        first: only the first share of its rows, above 0 and up to 1.
+    """
+
+    rows: int
+    first: float = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class History:
+    """Rows by series, and what became of the records they were made from.
+
+    Attributes:
+        series: what is learned from.
+        records: records read.
+        bins: how many of them did not become rows of their own, by bin.
+        rows_limit: the bound on rows of a series that was kept, below the one asked for where memory asks it.
+    """
+
+    series: dict[str, SeriesRows] = field(default_factory=dict)
+    records: int = 0
+    bins: dict[str, int] = field(default_factory=dict)
+    rows_limit: int = 0
+
+    @property
+    def rows(self) -> int:
+        """All rows."""
+        return sum(len(each.segment) for each in self.series.values())
+
+
+def gather(
+    detector: Detector, sources: Sequence[Batches], part: Part, on_records: Callable[[int], None]
+) -> History:
+    """Read every source to its end; ``on_records`` hears of each batch's length.
+
+    Where only a first share is asked for, sources are read twice: the share is of each series' own rows.
+    """
+    history = History(rows_limit=part.rows)
+    most = MOST_VALUES // max(len(sources), 1) // detector.layout.features
+    for source in sources:
+        allowed = None
+        if part.first < 1:
+            allowed = np.floor(_rows_by_slot(detector, source, on_records) * part.first).astype(np.int64)
+        newest = _Newest(part.rows, most, 2 * detector.layout.window_rows, allowed)
+        state = detector.fresh("", 0)
+        for batch in source():
+            for rows in detector.rows(state, batch):
+                newest.add(rows)
+            history.records += len(batch)
+            on_records(len(batch))
+        for slot, rows_of_series in newest.take():
+            name = state.names[slot] or ""
+            history.series[name] = _joined(history.series.get(name), rows_of_series)
+        history.rows_limit = min(history.rows_limit, newest.limit)
+        for name, count in state.counters.named().items():
+            history.bins[name] = history.bins.get(name, 0) + count
+    return history
+
+
+def _rows_by_slot(detector: Detector, source: Batches, on_records: Callable[[int], None]) -> Int64s:
+    counts = np.zeros(0, np.int64)
+    state = detector.fresh("", 0)
+    for batch in source():
+        for rows in detector.rows(state, batch):
+            counts = _added(counts, rows.slot)
+        on_records(len(batch))
+    return counts
+
+
+def _added(counts: Int64s, slot: NDArray[np.int32]) -> Int64s:
+    more = np.bincount(slot, minlength=len(counts))
+    more[: len(counts)] += counts
+    return more
+
+
+def _joined(before: SeriesRows | None, after: SeriesRows) -> SeriesRows:
+    """A series that stands in two partitions is two stretches."""
+    if before is None:
+        return after
+    segment = after.segment + before.segment[-1] + 1
+    return SeriesRows(
+        np.concatenate([before.values, after.values]), np.concatenate([before.segment, segment])
+    )
+
+
+class _Newest:
+    """The newest rows of each slot, in bounded memory.
+
+    Attributes:
+        limit: rows of a slot that are kept; falls when there are so many slots that ``most`` is reached.
+    """
+
+    def __init__(self, limit: int, most: int, least: int, allowed: Int64s | None) -> None:
+        self.limit = limit
+        self._most, self._least, self._allowed = most, least, allowed
+        self._seen = np.zeros(0, np.int64)
+        self._slot: list[NDArray[np.int32]] = []
+        self._fresh: list[NDArray[np.bool_]] = []
+        self._values: list[NDArray[np.float64]] = []
+        self._held = self._compacted = 0
+
+    def add(self, rows: Rows) -> None:
+        """Take rows that came after all those taken before."""
+        chosen: slice | NDArray[np.bool_] = slice(None)
+        if self._allowed is not None:
+            before = _added(self._seen, rows.slot[:0])
+            self._seen = _added(self._seen, rows.slot)
+            before = np.concatenate([before, np.zeros(len(self._seen) - len(before), np.int64)])
+            chosen = before[rows.slot] + _rank(rows.slot) < self._allowed[rows.slot]
+        self._slot.append(rows.slot[chosen])
+        self._fresh.append(rows.fresh[chosen])
+        self._values.append(rows.values[chosen])
+        self._held += len(self._slot[-1])
+        if self._held > max(2 * self._compacted, _COMPACT_ROWS):
+            self._compact()
+
+    def _compact(self) -> None:
+        """Sort by slot, oldest row first, and drop what is over the limit."""
+        slot = np.concatenate(self._slot)
+        order = np.argsort(slot, kind="stable")
+        counts = np.bincount(slot)
+        series = max(int(np.count_nonzero(counts)), 1)
+        self.limit = min(self.limit, max(self._most // series, self._least))
+        from_end = np.cumsum(counts)[slot[order]] - np.arange(len(slot))
+        keep = order[from_end <= self.limit]
+        self._slot = [slot[keep]]
+        self._fresh = [np.concatenate(self._fresh)[keep]]
+        self._values = [np.concatenate(self._values)[keep]]
+        self._held = self._compacted = len(keep)
+
+    def take(self) -> Iterator[tuple[int, SeriesRows]]:
+        """Each slot with its rows."""
+        if not self._held:
+            return
+        self._compact()
+        [slot], [fresh], [values] = self._slot, self._fresh, self._values
+        first = np.flatnonzero(np.diff(slot, prepend=-1))
+        for start, end in zip(first.tolist(), [*first[1:].tolist(), len(slot)], strict=True):
+            segment = np.cumsum(fresh[start:end]).astype(np.int32)
+            yield int(slot[start]), SeriesRows(values[start:end], segment)
+
+
+def _rank(slot: NDArray[np.int32]) -> Int64s:
+    """How many equal slots stand before each."""
+    order = np.argsort(slot, kind="stable")
+    counts = np.bincount(slot)
+    rank = np.empty(len(slot), np.int64)
+    rank[order] = np.arange(len(slot)) - (np.cumsum(counts) - counts)[slot[order]]
+    return rank
+
+
+def topic_bounds(
+    reader: Reader, topic: str, since_ms: int | None, until_ms: int | None
+) -> Mapping[int, Bounds]:
+    """The offsets of each partition whose records' timestamps lie from ``since_ms`` to before ``until_ms``.
+
+    Raises:
+        NotFound: the topic does not exist.
+        BusDown: the bus cannot be reached.
+    """
+    found = {}
+    for number, bounds in sorted(reader.bounds(topic).items()):
+        partition = TopicPartition(topic, number)
+        first, end = bounds.first_offset, bounds.end_offset
+        if until_ms is not None:
+            end = min(end, reader.offset_at(partition, until_ms))
+        if since_ms is not None:
+            first = min(max(first, reader.offset_at(partition, since_ms)), end)
+        found[number] = Bounds(first, end, bounds.topic_id)
+    return found
+
+
+def topic_source(reader: Reader, partition: TopicPartition, bounds: Bounds) -> Batches:
+    """The records of a partition in ``[first_offset, end_offset)``.
+
+    The iterator raises BusDown when nothing comes although something is there.
+    """
+
+    def batches() -> Iterator[RecordBatch]:
+        offset, moved_at = bounds.first_offset, time.monotonic()
+        while offset < bounds.end_offset:
+            batch = reader.read(partition, offset, _READ_RECORDS, 1.0)
+            if batch.next_offset > offset:
+                offset, moved_at = batch.next_offset, time.monotonic()
+                yield batch.before(bounds.end_offset)
+            elif time.monotonic() - moved_at > _STALLED_S:
+                raise BusDown(
+                    f"{partition}: nothing came from offset {offset} on for {_STALLED_S:g} s, although the "
+                    f"partition ends at {bounds.end_offset}; see that the bus is well and try again"
+                )
+
+    return batches
+
+
+def file_source(events: Callable[[], Iterator[Event]]) -> Batches:
+    """Events of files as the records that `offbeat produce files` would make of them."""
+
+    def batches() -> Iterator[RecordBatch]:
+        partition, offset, opened = TopicPartition("files", 0), 0, events()
+        while group := list(islice(opened, _FILE_RECORDS)):
+            records = [(event.series.encode(), event.value, round(event.time * 1000)) for event in group]
+            yield RecordBatch.of(partition, offset, records)
+            offset += len(group)
+
+    return batches

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -49,12 +49,12 @@ class Link:
     Attributes:
         servers: ``(host, port)`` of each bootstrap server.
         session_timeout_ms: after so long without a heartbeat a member is dead.
-        security: keyword arguments for every client; holds secrets, so never print it.
+        security: keyword arguments for every client; holds secrets, so it is never printed.
     """
 
     servers: tuple[tuple[str, int], ...]
     session_timeout_ms: int
-    security: Mapping[str, str]
+    security: Mapping[str, str] = field(repr=False)
 
     @classmethod
     def parse(cls, url: str) -> Link:
@@ -79,7 +79,9 @@ class Link:
     @property
     def address(self) -> str:
         """The bootstrap servers as a person would write them."""
-        return ",".join(f"{host}:{port}" for host, port in self.servers)
+        return ",".join(
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.servers
+        )
 
     def consumer(self, **more: object) -> Any:  # noqa: ANN401 - the client has no types
         """A consumer of committed records; raises BusDown when nothing answers."""
@@ -122,7 +124,7 @@ class Link:
 
     def _common(self) -> dict[str, Any]:
         return {
-            "bootstrap_servers": [f"{host}:{port}" for host, port in self.servers],
+            "bootstrap_servers": self.address.split(","),
             "client_id": "offbeat",
             "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
             "request_timeout_ms": REQUEST_TIMEOUT_MS,

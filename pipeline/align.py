@@ -51,7 +51,7 @@ class Items(NamedTuple):
     kind uint8 (ROW, FILL: a row held over a hole, SILENT, BACK, GONE), slot int32, time_ns, offset int64 of
     the record behind it, window int32 (index into ``tails``, -1 without), fresh uint8 (first row of a
     window), values float64[., F] after the transforms; tails float32[., W, F], anchors float64[., F];
-    size int64[2]: items and windows in use.
+    size int64[2]: items and windows in use; closing float64[F]: room for the row of a cell being closed.
     """
 
     kind: NDArray[np.uint8]
@@ -64,6 +64,7 @@ class Items(NamedTuple):
     tails: Float32s
     anchors: Float64s
     size: Int64s
+    closing: Float64s
 
     @classmethod
     def room(cls, items: int, windows: int, window_rows: int, features: int) -> Items:
@@ -79,6 +80,7 @@ class Items(NamedTuple):
             np.empty((windows, window_rows, features), np.float32),
             np.empty((windows, features)),
             np.zeros(2, np.int64),
+            np.empty(features),
         )
 
 
@@ -139,7 +141,8 @@ def _take_row(
         row.offset = offset
     n = _item(items, FILL if filled else ROW, slot, time_ns, row.offset)
     items.fresh[n] = 1 if row.fill == 1 else 0
-    items.values[n] = table.series.out[slot]
+    for f in range(items.values.shape[1]):
+        items.values[n, f] = table.series.out[slot, f]
     if not policy.has_model:
         return WAITING
     if result != FULL:
@@ -147,8 +150,12 @@ def _take_row(
     if not filled:
         w = items.size[1]
         items.window[n] = w
-        items.tails[w] = table.series.tail[slot]
-        items.anchors[w] = table.series.anchor[slot]
+        tail, anchor = table.series.tail, table.series.anchor
+        for f in range(anchor.shape[1]):
+            items.anchors[w, f] = anchor[slot, f]
+        for r in range(tail.shape[1]):
+            for f in range(tail.shape[2]):
+                items.tails[w, r, f] = tail[slot, r, f]
         items.size[1] = w + 1
     return SCORED
 
@@ -159,7 +166,8 @@ def _close_cell(table: Table, policy: AlignPolicy, items: Items, slot: int, k: i
     row, cell = table.series.rows[slot], table.series.cells[slot, k]
     features, size = table.series.out.shape[1], table.series.tail.shape[1]
     merged, count = table.series.cell_value[slot, k], table.series.cell_count[slot, k]
-    values = np.full(features, np.nan)
+    values = items.closing
+    values[:] = np.nan
     if row.row_ns != NEVER:
         before = row.row_ns // policy.every_ns
         holes = cell.index - before - 1

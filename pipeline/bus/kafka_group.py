@@ -157,9 +157,9 @@ class KafkaBus:
             self._transactions.close()
             raise
         self._notes = _Notes(self._consumer)
-        for topic in subscribe:  # the first join can wedge for ever without these metadata
-            self._consumer.partitions_for_topic(topic)
         self._consumer.subscribe(list(subscribe), listener=self._notes)
+        for topic in subscribe:  # metadata that come during the first join can wedge it for ever
+            self._consumer.partitions_for_topic(topic)
 
     def poll(self, max_records: int, timeout_s: float) -> Polled:
         """As the seam says; a partition never stands in ``revoked`` and ``assigned`` of one result."""

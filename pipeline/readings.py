@@ -24,8 +24,10 @@ from pipeline.records import Int32s, Int64s, RecordBatch
 from pipeline.series import PartitionState
 
 _MAX_SERIES_CHARS = 500
-_LATEST_S = 9.2e9
-"""Times are int64 nanoseconds: about the years 1678 to 2261."""
+_EARLIEST_S, _LATEST_S = -2_208_988_800, 4_102_444_800
+"""The years 1900 to 2099: sums and differences of such times in nanoseconds, and of the longest duration,
+fit into int64."""
+_BAD_TIME = "its time is outside the years 1900 to 2099"
 _TIME_TYPES: dict[str, Any] = {"s": float, "ms": float, "ns": int, "iso": datetime}
 _Key = str | int
 _UNKNOWN = -2
@@ -109,7 +111,7 @@ class Decoder:
             for path in paths:
                 root.add(path, float, required=False)
         for path in events.labels:
-            root.add(path, str | float | bool, required=False)
+            root.add(path, str | int | float | bool, required=False)
         struct, at = root.build("Event")
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(struct).decode
         self._time = None if events.time.format == "record" else attrgetter(at[events.time.field])
@@ -124,12 +126,13 @@ class Decoder:
         rejected: list[Rejected] = []
         rows, events = self._structs(batch, rejected)
         time_ns, bad = self._times(batch, rows, events)
-        limit_ns = batch.timestamp_ms[rows] * 1_000_000 + round(self._events.ahead * 1e9)
+        stamped_ms = np.clip(batch.timestamp_ms[rows], _EARLIEST_S * 1_000, _LATEST_S * 1_000)
+        limit_ns = stamped_ms * 1_000_000 + round(self._events.ahead * 1e9)
         values = np.array(list(map(self._values, events)), np.float64).reshape(len(events), self._width)
         metric = self._metrics(events)
         good = np.ones(len(events), bool)
         refusals = [
-            (bad, "its time is outside the years 1678 to 2261"),
+            (bad, _BAD_TIME),
             (
                 time_ns > limit_ns,
                 f"its time is over {self._events.ahead:g} s ahead of its record's timestamp",
@@ -154,7 +157,7 @@ class Decoder:
             try:
                 events = [decode(buffer[a:b]) for a, b in zip(start.tolist(), end.tolist(), strict=True)]
                 return np.arange(len(batch)), events
-            except (msgspec.DecodeError, RecursionError):
+            except (ValueError, RecursionError):
                 pass
         rows, events = [], []
         for row in range(len(batch)):
@@ -167,12 +170,16 @@ class Decoder:
                 try:
                     events.append(decode(value))
                     rows.append(row)
-                except (msgspec.DecodeError, RecursionError) as error:
+                except (ValueError, RecursionError) as error:
                     rejected.append(Rejected(row, self._reason(error)))
         return np.array(rows, np.intp), events
 
     @staticmethod
     def _reason(error: Exception) -> str:
+        if isinstance(error, UnicodeDecodeError):
+            return f"it is not UTF-8: {error.reason}"
+        if isinstance(error, RecursionError):
+            return "it is not JSON: it is nested too deeply"
         kind = "a field is wrong" if isinstance(error, msgspec.ValidationError) else "it is not JSON"
         return f"{kind}: {error}"
 
@@ -182,17 +189,19 @@ class Decoder:
         """int64[n] nanoseconds, and which of them do not fit."""
         form = self._events.time.format
         if self._time is None:
-            return batch.timestamp_ms[rows] * 1_000_000, np.zeros(len(events), bool)
+            stamped_ms = batch.timestamp_ms[rows]
+            bad = (stamped_ms < _EARLIEST_S * 1_000) | (stamped_ms >= _LATEST_S * 1_000)
+            return np.where(bad, 0, stamped_ms) * 1_000_000, bad
         if form == "ns":
             times = list(map(self._time, events))
-            bad = np.array([not -_LATEST_S * 1e9 < time < _LATEST_S * 1e9 for time in times], bool)
+            bad = np.array([not _EARLIEST_S * 10**9 <= time < _LATEST_S * 10**9 for time in times], bool)
             return np.array([0 if b else t for t, b in zip(times, bad, strict=True)], np.int64), bad
         if form == "iso":
             seconds = np.array([_epoch(self._time(event)) for event in events], np.float64)
         else:
             seconds = np.array(list(map(self._time, events)), np.float64)
             seconds = seconds / 1e3 if form == "ms" else seconds
-        bad = np.abs(seconds) > _LATEST_S
+        bad = (seconds < _EARLIEST_S) | (seconds >= _LATEST_S)
         # A double holds the present time to a quarter of a microsecond.
         micros = np.rint(np.where(bad, 0.0, seconds) * 1e6).astype(np.int64)
         return micros * 1_000, bad

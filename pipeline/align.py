@@ -140,7 +140,7 @@ def _take_row(
     if not filled:
         row.offset = offset
     n = _item(items, FILL if filled else ROW, slot, time_ns, row.offset)
-    items.fresh[n] = 1 if row.fill == 1 else 0
+    items.fresh[n] = 1 if row.in_window == 1 else 0
     for f in range(items.values.shape[1]):
         items.values[n, f] = table.series.out[slot, f]
     if not policy.has_model:
@@ -177,7 +177,7 @@ def _close_cell(table: Table, policy: AlignPolicy, items: Items, slot: int, k: i
                     time_ns = (before + 1 + hole) * policy.every_ns
                     _take_row(table, policy, items, slot, time_ns, row.offset, values, True)
             else:
-                row.fill = 0
+                row.in_window = 0
     for f in range(features):
         if count[f] > 0:
             values[f] = merged[f] / count[f] if policy.combine == 0 else merged[f]
@@ -189,15 +189,15 @@ def _close_cell(table: Table, policy: AlignPolicy, items: Items, slot: int, k: i
 
 
 @kernel
-def _close_due(table: Table, policy: AlignPolicy, items: Items, slot: int) -> None:
-    """Close the cells of a series that the partition clock has passed, oldest first."""
+def _close_due(table: Table, policy: AlignPolicy, items: Items, slot: int, until_ns: int) -> None:
+    """Close the cells of a series that end by ``until_ns``, its lateness included, oldest first."""
     while True:
         due = -1
         for k in range(table.series.cells.shape[1]):
             cell = table.series.cells[slot, k]
             end_ns = (cell.index + 1) * policy.every_ns + policy.late_ns
             earlier = due < 0 or cell.index < table.series.cells[slot, due].index
-            if cell.readings > 0 and end_ns <= table.clock[0] and earlier:
+            if cell.readings > 0 and end_ns <= until_ns and earlier:
                 due = k
         if due < 0:
             return
@@ -207,16 +207,18 @@ def _close_due(table: Table, policy: AlignPolicy, items: Items, slot: int) -> No
 
 @kernel
 def _settle(table: Table, policy: AlignPolicy, items: Items, slot: int) -> None:
-    """All that the partition clock brings to a live series: closed cells, silence, forgetting."""
+    """All that the partition clock brings to a live series, by time: closed cells, silence, forgetting."""
     row = table.series.rows[slot]
-    if policy.every_ns > 0:
-        _close_due(table, policy, items, slot)
-    idle_ns = table.clock[0] - row.last_ns
-    if row.silent == 0 and idle_ns >= policy.silent_ns:
+    clock_ns = table.clock[0]
+    if row.silent == 0 and policy.silent_ns < ALWAYS and row.last_ns + policy.silent_ns <= clock_ns:
+        if policy.every_ns > 0:
+            _close_due(table, policy, items, slot, row.last_ns + policy.silent_ns)
         row.silent = 1
         table.dirty[slot] = True
         _item(items, SILENT, slot, row.last_ns + policy.silent_ns, row.offset)
-    if idle_ns >= policy.forget_ns:
+    if policy.every_ns > 0:
+        _close_due(table, policy, items, slot, clock_ns)
+    if row.last_ns + policy.forget_ns <= clock_ns:
         _item(items, GONE, slot, row.last_ns + policy.forget_ns, row.offset)
         row.live = 0
         table.clock[1] -= 1
@@ -238,22 +240,34 @@ def _schedule(table: Table, policy: AlignPolicy, slot: int) -> None:
 
 
 @kernel
-def _begin(table: Table, slot: int) -> None:
-    row = table.series.rows[slot]
+def _begin(table: Table, slot: int, offset: int) -> None:
+    """A series is live from this record on; nothing is left of an earlier life in the same slot."""
+    series, row = table.series, table.series.rows[slot]
     row.live = 1
-    row.fill = 0
+    row.in_window = 0
     row.silent = 0
+    row.offset = offset
     row.last_ns = NEVER
     row.row_ns = NEVER
-    table.series.raw_ns[slot] = NEVER
-    table.series.out[slot] = np.nan
+    series.raw[slot] = 0.0
+    series.raw_ns[slot] = NEVER
+    series.out[slot] = np.nan
+    series.anchor[slot] = 0.0
+    series.tail[slot] = 0.0
+    for k in range(series.cells.shape[1]):
+        series.cells[slot, k].index = 0
+        series.cells[slot, k].offset = 0
+        series.cell_value[slot, k] = 0.0
+        series.cell_ns[slot, k] = 0
+        series.cell_count[slot, k] = 0
+        series.cell_held[slot, k] = 0
     table.clock[1] += 1
 
 
 @kernel
 def _merge(table: Table, policy: AlignPolicy, columns: Columns, i: int) -> int:
     """Put a reading into its grid cell; returns its bin."""
-    slot, time_ns, metric = columns.slot[i], columns.time_ns[i], columns.metric[i]
+    slot, time_ns, metric = columns.slot[i], columns.time_ns[i], int(columns.metric[i])
     row = table.series.rows[slot]
     index = time_ns // policy.every_ns
     closed = row.row_ns != NEVER and index <= row.row_ns // policy.every_ns
@@ -315,7 +329,7 @@ def _read(
     row = table.series.rows[slot]
     table.clock[0] = max(table.clock[0], min(time_ns, columns.limit_ns[i]))
     if policy.every_ns > 0:
-        _close_due(table, policy, items, slot)
+        _close_due(table, policy, items, slot, table.clock[0])
         bin_ = _merge(table, policy, columns, i)
     elif time_ns > row.last_ns:
         bin_ = _take_row(table, policy, items, slot, time_ns, columns.offset[i], columns.values[i], False)
@@ -361,7 +375,7 @@ def take(
                 table.bins[OVER_LIMIT] += 1
                 i += 1
                 continue
-            _begin(table, slot)
+            _begin(table, slot, columns.offset[i])
         table.bins[_read(table, policy, items, columns, i)] += 1
         _schedule(table, policy, slot)
         i += 1

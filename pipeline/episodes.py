@@ -76,5 +76,13 @@ def clear(row: Row) -> None:
     row.armed = 1
     row.above_ns = NEVER
     row.quiet_until_ns = NEVER
-    row.rows = 0.0
+    row.start_ns = 0
+    row.peak = 0.0
     row.run = 0
+    row.revision = 0
+    row.rows = 0.0
+    row.error_mean = 0.0
+    row.error_variance = 0.0
+    row.last_mean = 0.0
+    row.last_variance = 0.0
+    row.judged_ns = 0

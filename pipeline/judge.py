@@ -108,7 +108,7 @@ def judge(
         if row.rows == 0.0:
             start(row, calibration[slot])
             row.judged_ns = time_ns
-        threshold = line(row.mean, row.variance, policy)
+        threshold = line(row.error_mean, row.error_variance, policy)
         score = error / threshold
         last_score = last / line(row.last_mean, row.last_variance, policy)
         change = step(row, time_ns, score, last_score, policy)

@@ -7,6 +7,7 @@ feature set or schema version are never read as these.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -33,14 +34,14 @@ _ROW = [
     ("episode", "u1"),  # episodes.IDLE, PENDING or FIRING
     ("armed", "u1"),  # the score was below the line since the last episode
     ("silent", "u1"),
-    ("fill", "i4"),  # rows in the window
+    ("in_window", "i4"),  # rows that the window holds
     ("due_ns", "i8"),  # when something happens to the series without a record of its own
     ("last_ns", "i8"),  # time of the newest reading
     ("row_ns", "i8"),  # time of the newest row
-    ("offset", "i8"),  # of the record behind the newest row
+    ("offset", "i8"),  # of the record behind the newest row, at first of the record that began the series
     ("rows", "f8"),  # that the moments rest on
-    ("mean", "f8"),
-    ("variance", "f8"),
+    ("error_mean", "f8"),
+    ("error_variance", "f8"),
     ("last_mean", "f8"),
     ("last_variance", "f8"),
     ("judged_ns", "i8"),  # time of the newest judged row
@@ -143,16 +144,21 @@ class Layout:
 
 
 def _record(fields: list[tuple[str, str]]) -> np.dtype[np.void]:
-    """An aligned format whose fields read as attributes, also where the kernels run uncompiled."""
+    """An aligned format whose fields read as attributes, also where the kernels run uncompiled.
+
+    No field may have the name of an attribute of NumPy's own, such as `mean`: it would hide the field there.
+    """
     return np.dtype((np.record, np.dtype(fields, align=True)))
 
 
 def _joined(before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
-    return np.concatenate([before, after])
+    # concatenate forgets that these are records, whose fields read as attributes
+    return np.concatenate([before, after]).view(after.dtype)
 
 
 def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
+    flat = np.ascontiguousarray(array).reshape(len(array), math.prod(array.shape[1:]))
+    return flat.view(np.uint8)
 
 
 class Header(msgspec.Struct, kw_only=True):
@@ -274,7 +280,8 @@ class PartitionState:
             return
         gone = set(slots)
         for slot in gone:
-            self.removed.append((slot, self._stored_name(slot)))
+            if self.dirty[slot]:  # else it was over the limit: never live, nothing of it is stored
+                self.removed.append((slot, self._stored_name(slot)))
             self.names[slot] = None
             self._wipe(slot)
             self.dirty[slot] = False

@@ -31,8 +31,8 @@ def line(mean: float, variance: float, policy: JudgePolicy) -> float:
 @kernel
 def start(row: Row, calibration: Float64s) -> None:
     """Begin with the bundle's calibration (see :class:`pipeline.ports.Calibrated`)."""
-    row.mean = calibration[0]
-    row.variance = calibration[1] ** 2
+    row.error_mean = calibration[0]
+    row.error_variance = calibration[1] ** 2
     row.last_mean = calibration[2]
     row.last_variance = calibration[3] ** 2
     row.rows = max(calibration[4], 1.0)
@@ -47,9 +47,9 @@ def learn(row: Row, error: float, last_error: float, time_ns: int, policy: Judge
         weight = min(weight, -math.expm1(-math.log(2.0) * elapsed))
     weight = max(weight, 1.0 / (row.rows + 1.0))
     row.rows += 1.0
-    step = error - row.mean
-    row.mean += weight * step
-    row.variance = (1.0 - weight) * (row.variance + weight * step * step)
+    step = error - row.error_mean
+    row.error_mean += weight * step
+    row.error_variance = (1.0 - weight) * (row.error_variance + weight * step * step)
     step = last_error - row.last_mean
     row.last_mean += weight * step
     row.last_variance = (1.0 - weight) * (row.last_variance + weight * step * step)

@@ -58,7 +58,7 @@ def push(
     out, anchor = series.out[slot], series.anchor[slot]
     features = values.shape[0]
     if time_ns - row.row_ns > gap_ns:
-        row.fill = 0
+        row.in_window = 0
     row.row_ns = time_ns
     complete, held = True, False
     for f in range(features):
@@ -75,12 +75,12 @@ def push(
         if not math.isfinite(out[f]):
             complete = False
     if not complete:
-        row.fill = 0
+        row.in_window = 0
         return INCOMPLETE
     if held:
         attributes[0] += 1
     size = tail.shape[0]
-    if row.fill == 0:
+    if row.in_window == 0:
         for f in range(features):
             anchor[f] = out[f]
     for w in range(size - 1):
@@ -88,6 +88,6 @@ def push(
             tail[w, f] = tail[w + 1, f]
     for f in range(features):
         tail[size - 1, f] = np.float32(min(max(out[f] - anchor[f], -_FLOAT32_MAX), _FLOAT32_MAX))
-    if row.fill < size:
-        row.fill += 1
-    return FULL if row.fill == size else WARMING
+    if row.in_window < size:
+        row.in_window += 1
+    return FULL if row.in_window == size else WARMING

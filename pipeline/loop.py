@@ -68,6 +68,7 @@ class Parts:
     """What a worker is made of.
 
     Attributes:
+        max_records: about so many records a poll.
         observe: told about each batch after its commit; must not raise.
         notice: told in a sentence about what a person should know.
         wait: waits so many seconds, or less when the worker is asked to stop.
@@ -78,6 +79,7 @@ class Parts:
     bus: Bus
     store: StateStore
     models: Models
+    max_records: int = MAX_RECORDS
     observe: Callable[[Processed], None] = lambda _: None
     notice: Callable[[str], None] = lambda _: None
     wait: Callable[[float], object] = time.sleep
@@ -113,9 +115,9 @@ class Worker:
             OffbeatError: something that trying again cannot mend, such as a missing topic.
         """
         try:
-            self._adopt_champion()
             self._take_over()
-            polled = self._parts.bus.poll(MAX_RECORDS, POLL_S)
+            self._adopt_champion()
+            polled = self._parts.bus.poll(self._parts.max_records, POLL_S)
         except BusDown as error:
             self._wait_out("waiting for the bus", error)
             return
@@ -264,19 +266,22 @@ class Worker:
             self._trouble = None
         if scorer is None or bundle_id is None:
             return
-        for owned in self._owned.values():
-            if owned.state.bundle_id == bundle_id and owned.scorer is not None:
-                continue
-            # The change is stored with the first row that it is valid for, so it waits for a row of its own.
-            if not owned.rereading and owned.state.next_offset != owned.stored_offset:
+        for owned in list(self._owned.values()):
+            in_use = owned.state.bundle_id == bundle_id and owned.scorer is not None
+            if not in_use and not owned.rereading:
                 self._change(owned, bundle_id)
 
     def _change(self, owned: Owned, bundle_id: str) -> None:
+        """Change the model of one partition, and store from where on before the next record is read."""
         if not self._commit([]):
             return
         owned.scorer = self._scorers.get(bundle_id)
         owned.state.adopt(owned.scorer, bundle_id)
         try:
+            if owned.state.next_offset == owned.stored_offset:
+                # A second write at one offset counts as a lost reply, unless it comes with a new claim.
+                owned.claim = self._parts.store.claim(owned.claim.partition)
+                owned.stored_offset = None
             checkpoint(self._parts.store, owned, self._parts.clock())
         except StoreDown as error:
             self._tell("waiting for Redis", f"{error}; detection goes on, checkpoints wait")
@@ -300,6 +305,7 @@ class Worker:
             self._owned[partition] = owned
             self._ends.setdefault(partition, assigned.end_offset)
             del self._arriving[partition]
+            self._looked_at = now - RETRY_S
         self._trouble = None
 
     def _drop(self, partition: TopicPartition) -> None:

@@ -141,11 +141,18 @@ class Takeover:
             )
             return None
 
+    def _champion(self, partition: TopicPartition) -> str | None:
+        try:
+            return self.scorers.champion()
+        except OffbeatError as error:
+            self.notice(f"{partition}: {error}; rows only fill windows")
+            return None
+
     def _rebuild(self, assigned: Assigned, claim: Claim, live_from: int, now: float) -> Owned:
         """Nothing usable is stored: read what is retained again, in silence, with today's champion."""
         first = max(assigned.first_offset, live_from - REBUILD_RECORDS)
         state = self.detector.fresh(assigned.topic_id, first)
-        bundle_id = self.scorers.champion() if first < live_from else None
+        bundle_id = self._champion(assigned.partition)
         scorer = self._scorer(assigned.partition, bundle_id)
         if scorer is not None and bundle_id is not None:
             state.adopt(scorer, bundle_id)

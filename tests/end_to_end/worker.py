@@ -1,0 +1,43 @@
+"""A worker as its own process, for tests that kill it: says ``read N`` after each batch that is settled."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from consumers import detector
+from offbeat import app
+from pipeline import config
+from pipeline.loop import Parts, Processed
+
+
+def tell(line: str) -> None:
+    """Write a line for the test at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main(path: str, stream: str, max_records: str) -> None:
+    """Work on a stream until everything is read."""
+    settings = config.load(Path(path))
+    read = 0
+
+    def observe(processed: Processed) -> None:
+        nonlocal read
+        read += sum(len(scores.slot) for scores in processed.outputs.scores)
+        tell(f"read {read}")
+
+    with app.open_bus(settings.bus) as broker, app.open_state(settings) as server:
+        bus = broker.bus(
+            group=settings.group(stream),
+            topics=[settings.stream(stream).topic],
+            transactional_id=settings.transactional_id(stream, 0),
+        )
+        store = server.store(namespace=settings.namespace, stream=stream)
+        models = app.StreamModels(settings, stream)
+        parts = Parts(settings, stream, bus, store, models, int(max_records), observe)
+        detector.run(parts, should_stop=lambda: False, until_idle_s=1.5)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

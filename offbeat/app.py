@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # these pull in torch, numba or redis, which most commands do
     from models import ModelSpec, Registry
     from pipeline.loop import Parts, Processed
     from pipeline.ports import Broker, Scorer
-    from pipeline.state import StateServer
+    from pipeline.state.server import StateServer
 
 DAY_MS = 24 * 3600 * 1000
 ALERTS_RETENTION_MS = 30 * DAY_MS
@@ -46,7 +46,7 @@ def open_state(config: Config) -> Iterator[StateServer]:
         ConfigError: the URL is wrong, or the embedded server cannot be used.
         StoreDown: it cannot be reached or started.
     """
-    from pipeline.state import connect  # noqa: PLC0415 - only commands that need state load its client
+    from pipeline.state import connect
 
     with closing(connect(config.state)) as server:
         yield server
@@ -54,7 +54,7 @@ def open_state(config: Config) -> Iterator[StateServer]:
 
 def registry(config: Config) -> Registry:
     """The bundles of an installation."""
-    from models import Registry  # noqa: PLC0415 - loads torch
+    from models import Registry
 
     return Registry(config.registry)
 
@@ -65,7 +65,7 @@ def model_spec(stream: Stream) -> ModelSpec:
     Raises:
         ConfigError: the network's shape does not make sense.
     """
-    from models import ModelSpec  # noqa: PLC0415 - loads torch
+    from models import ModelSpec
 
     model = stream.model
     return ModelSpec(
@@ -105,7 +105,7 @@ class StreamModels:
 
     def scorer(self, bundle_id: str) -> Scorer:
         """See :meth:`pipeline.ports.Models.scorer`."""
-        from models import StackScorer  # noqa: PLC0415 - loads torch
+        from models import StackScorer
 
         bundle = self._registry.load(self._name, bundle_id)
         check_fits(bundle.manifest.spec, bundle_id, self._name, self._stream)
@@ -177,7 +177,7 @@ def open_parts(
         NotFound: the input topic does not exist.
         OffbeatError: what :func:`open_bus` and :func:`open_state` raise.
     """
-    from pipeline.loop import Parts  # noqa: PLC0415 - loads numba
+    from pipeline.loop import Parts
 
     models = StreamModels(config, stream)
     with open_state(config) as server, open_bus(config.bus) as broker:
@@ -189,4 +189,4 @@ def open_parts(
             transactional_id=config.transactional_id(stream, slot),
         )
         store = server.store(namespace=config.namespace, stream=stream)
-        yield Parts(config, stream, bus, store, models, observe, notice, wait)
+        yield Parts(config, stream, bus, store, models, observe=observe, notice=notice, wait=wait)

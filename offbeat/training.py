@@ -14,8 +14,8 @@ from pipeline.detect import Detector
 from pipeline.errors import TooFewRows
 from pipeline.ports import Reader
 from pipeline.records import TopicPartition
-from producers import files, layouts
-from producers.files import FileOptions, FilesReport
+from producers import files
+from producers.files import FileOptions, FilesReport, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +114,8 @@ def _ms(at: datetime | None) -> int | None:
     return None if at is None else round(at.timestamp() * 1000)
 
 
-def from_files(options: FileOptions, report: FilesReport) -> Source:
-    """Files, read as `offbeat produce files` reads them.
-
-    Raises:
-        NotFound, InputError, ConfigError: as :func:`producers.layouts.inspect`.
-    """
-    found = layouts.inspect(options)
+def from_files(found: Sequence[Layout], options: FileOptions, report: FilesReport) -> Source:
+    """Files, read as `offbeat produce files` reads them; ``report`` is of the last time they were read."""
 
     def events() -> Iterator[files.Event]:
         report.bad_rows, report.out_of_order = 0, 0

@@ -1,0 +1,5 @@
+"""``python -m offbeat`` is the program ``offbeat``."""
+
+from offbeat.cli import main
+
+main()

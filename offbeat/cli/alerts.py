@@ -1,0 +1,185 @@
+"""``offbeat alerts``: what was published, read from the alerts topic itself."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, load_config, print_json
+from offbeat.cli.stopping import stopping
+from pipeline.errors import NotFound
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from offbeat.stored_alerts import StoredAlerts
+    from pipeline.alerts import Alert
+
+group = typer.Typer(no_args_is_help=True, help="Read the alerts that were published.")
+
+
+class Kind(StrEnum):
+    """What an alert is about."""
+
+    ANOMALY = "anomaly"
+    SILENT = "silent"
+
+
+class State(StrEnum):
+    """Whether an alert is over."""
+
+    FIRING = "firing"
+    RESOLVED = "resolved"
+
+
+StreamName = Annotated[str | None, typer.Option("--stream", "-s", help="Only of this stream.")]
+SeriesName = Annotated[str | None, typer.Option("--series", help="Only of this series.")]
+KindName = Annotated[Kind | None, typer.Option("--kind", help="Only of this kind.")]
+StateName = Annotated[State | None, typer.Option("--state", help="Only in this state.")]
+
+
+@contextmanager
+def _stored(config: Path) -> Iterator[StoredAlerts]:
+    from offbeat import app
+    from offbeat.stored_alerts import StoredAlerts
+
+    loaded = load_config(config)
+    with app.open_bus(loaded.bus) as broker:
+        stored = StoredAlerts(broker.reader(), loaded.alerts_topic)
+        yield stored
+        if stored.unreadable:
+            typer.echo(
+                f"{stored.unreadable} records of {loaded.alerts_topic} are no alerts of this version",
+                err=True,
+            )
+
+
+@group.command(epilog="Example: `offbeat alerts tail --stream pumps --state firing`")
+def tail(
+    *,
+    stream: StreamName = None,
+    series: SeriesName = None,
+    kind: KindName = None,
+    state: StateName = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Of the past, to begin with.")] = 10,
+    seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Stop after so long.")] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Show the last alerts, then each new one as it comes, until stopped (Ctrl-C)."""
+    from offbeat.stored_alerts import Wanted
+
+    wanted = Wanted(stream, series, kind, state)
+    with stopping() as stop, _stored(config) as stored:
+        stop.after(seconds)
+        for alert in deque(filter(wanted, stored.past()), lines):
+            _print(alert, json=json)
+        sys.stdout.flush()
+        for alert in filter(wanted, stored.following(stop)):
+            _print(alert, json=json)
+            sys.stdout.flush()
+
+
+@group.command("list", epilog="Example: `offbeat alerts list --state firing --json | jq .series`")
+def list_alerts(
+    *,
+    stream: StreamName = None,
+    series: SeriesName = None,
+    kind: KindName = None,
+    state: StateName = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, the latest.")] = 50,
+    config: ConfigFile = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """List alerts in the order in which they started, each as it stands now."""
+    from offbeat.stored_alerts import Wanted
+
+    wanted = Wanted(stream, series, kind, state)
+    with _stored(config) as stored:
+        newest = _newest(stored)
+    found = sorted(filter(wanted, newest.values()), key=lambda alert: (alert.started_at, alert.id))
+    for alert in found[-limit:]:
+        _print(alert, json=json)
+    if not found:
+        typer.echo("no alerts" + (" that fit" if newest else " yet"), err=True)
+    elif len(found) > limit:
+        typer.echo(f"the latest {limit} of {len(found):,} alerts; --limit shows more", err=True)
+
+
+@group.command(epilog="Example: `offbeat alerts show 1f0c2a`")
+def show(
+    *,
+    alert_id: Annotated[
+        str, typer.Argument(metavar="ID", help="Its id, or the beginning of it; `last` is the latest one.")
+    ],
+    config: ConfigFile = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Show all of one alert: its scores, each feature as observed and expected, and the window around it."""
+    with _stored(config) as stored:
+        newest = _newest(stored)
+    if alert_id == "last" and newest:
+        found = [max(newest.values(), key=lambda alert: (alert.started_at, alert.id))]
+    else:
+        found = [alert for key, alert in newest.items() if key.startswith(alert_id)]
+    if len(found) != 1:
+        several = (
+            f"{len(found)} alerts have ids that begin with" if found else "there is no alert with the id"
+        )
+        raise NotFound(f"{several} {alert_id!r}; `offbeat alerts list` shows them (the id stands last)")
+    if json:
+        print_json(found[0].model_dump(mode="json"))
+    else:
+        _show(found[0])
+
+
+def _newest(stored: StoredAlerts) -> dict[str, Alert]:
+    newest: dict[str, Alert] = {}
+    for alert in stored.past():
+        if alert.id not in newest or newest[alert.id].revision <= alert.revision:
+            newest[alert.id] = alert
+    return newest
+
+
+def _print(alert: Alert, *, json: bool) -> None:
+    from offbeat.show import line
+
+    typer.echo(alert.model_dump_json() if json else line(alert))
+
+
+def _show(alert: Alert) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from offbeat.show import facts, measured, picture
+
+    for name, text in facts(alert):
+        typer.echo(f"{name:<14} {text}")
+    if not alert.features:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("feature", "share", "observed", "expected"):
+        table.add_column(name, justify="left" if name == "feature" else "right", no_wrap=True)
+    table.add_column("window: observed above expected, newest last", no_wrap=True)
+    for each in alert.features:
+        observed, expected = picture(each)
+        table.add_row(
+            each.name,
+            f"{each.contribution:.0%}",
+            measured(each.observed, each.unit),
+            measured(each.expected, each.unit),
+            f"{observed}\n{expected}",
+        )
+    Console(soft_wrap=True).print(table)
+
+
+def add_to(cli: typer.Typer) -> None:
+    """Register the commands."""
+    cli.add_typer(group, name="alerts")

@@ -1,0 +1,65 @@
+"""``offbeat run``: all workers of a small installation, supervised."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, load_config, print_json
+from offbeat.cli.stopping import stopping
+
+
+def run(
+    *,
+    config: ConfigFile = DEFAULT_CONFIG,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, max=64, help="Worker processes of each stream.")
+    ] = 1,
+    seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Stop after so long.")] = None,
+    json: Json = False,
+) -> None:
+    """Run every stream: one `detect` process for each stream and slot, restarted when it crashes.
+
+    Ctrl-C or SIGTERM stops all of them in order; nothing is left running, also when this process is killed.
+    """
+    from offbeat import app
+    from offbeat.supervisor import Child, supervise
+
+    loaded = load_config(config)
+    path = str(Path(config).absolute())
+    children = [
+        Child(
+            f"{name}/{slot}",
+            ["detect", name, "--config", path, "--slot", str(slot), *(["--json"] if json else [])],
+        )
+        for name in loaded.streams
+        for slot in range(workers)
+    ]
+
+    def notice(message: str) -> None:
+        if json:
+            print_json({"event": "notice", "worker": "run", "message": message})
+        else:
+            typer.echo(f"{datetime.now(UTC):%H:%M:%S} run {message}")
+        sys.stdout.flush()
+
+    with ExitStack() as opened:
+        stop = opened.enter_context(stopping())
+        if loaded.state.startswith("embedded:"):  # its owner; the workers join it
+            opened.enter_context(app.open_state(loaded))
+        stop.after(seconds)
+        notice(f"starting {', '.join(child.name for child in children)}")
+        supervise(children, stop, notice)
+        notice("stopped")
+
+
+def add_to(cli: typer.Typer) -> None:
+    """Register the command."""
+    cli.command(
+        epilog="Examples: `offbeat run`; `offbeat run --workers 2 --config /etc/offbeat/offbeat.yaml`"
+    )(run)

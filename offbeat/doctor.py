@@ -1,0 +1,255 @@
+"""Looking an installation over: what is there, what is missing, and what to do about each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from models import Registry
+from offbeat import app
+from pipeline.config import Config, Stream
+from pipeline.errors import OffbeatError
+from pipeline.ports import Admin, Broker, Reader
+from pipeline.readings import Decoder
+from pipeline.records import Bounds, BusInfo, RecordBatch, TopicPartition
+from pipeline.series import Layout, PartitionState
+
+SAMPLE_RECORDS = 500
+"""Newest records of each partition that are looked at."""
+MOST_PARTITIONS_SAMPLED = 16
+MOST_SKEW_S = 5.0
+BEHIND_RECORDS = 1_000_000
+_EXAMPLES = 3
+
+
+class Level(StrEnum):
+    """How a finding is: good, to be known, or to be mended."""
+
+    OK = "ok"
+    NOTE = "note"
+    MEND = "mend"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        about: ``bus``, ``state``, a topic, or a stream.
+        found: what is the case.
+        remedy: what to do, empty where there is nothing to do.
+    """
+
+    level: Level
+    about: str
+    found: str
+    remedy: str = ""
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """Look at everything; one part that cannot be reached keeps no other from being looked at."""
+    with ExitStack() as opened:
+        broker, info = None, None
+        try:
+            broker = opened.enter_context(app.open_bus(config.bus))
+            info = broker.admin().describe()
+            servers = f"{info.brokers} broker{'s' * (info.brokers != 1)}"
+            yield Finding(Level.OK, "bus", f"{info.server} answers ({servers}, {len(info.topics)} topics)")
+        except OffbeatError as error:
+            yield Finding(Level.MEND, "bus", str(error), "start it, or mend `bus` in the configuration")
+        yield from _state(config)
+        if broker is not None and info is not None:
+            yield from _outputs(config, info)
+        for name in config.streams:
+            if broker is not None and info is not None:
+                yield from _input(config, name, broker, info)
+            yield from _bundle(config, name)
+
+
+def _state(config: Config) -> Iterator[Finding]:
+    try:
+        with app.open_state(config) as server:
+            found = server.ping()
+    except OffbeatError as error:
+        yield Finding(Level.MEND, "state", str(error), "start it, or mend `state` in the configuration")
+        return
+    memory = f"{found.used_memory / 1e6:,.0f} MB in use"
+    yield Finding(Level.OK, "state", f"{found.server.capitalize()} {found.version} answers ({memory})")
+    side = "ahead of" if found.clock_skew_s > 0 else "behind"
+    skew = f"its clock is {abs(found.clock_skew_s):.3f} s {side} ours"
+    if abs(found.clock_skew_s) > MOST_SKEW_S:
+        yield Finding(Level.MEND, "state", skew, "let both machines follow the same time server (NTP)")
+    else:
+        yield Finding(Level.OK, "state", skew)
+
+
+def _outputs(config: Config, info: BusInfo) -> Iterator[Finding]:
+    for spec in app.output_topics(config):
+        if spec.name in info.topics:
+            yield Finding(Level.OK, f"topic {spec.name}", _partitions(info.topics[spec.name]))
+        else:
+            yield Finding(
+                Level.NOTE,
+                f"topic {spec.name}",
+                "is missing",
+                "a worker makes it when it starts, or `offbeat topics create`",
+            )
+
+
+def _partitions(count: int) -> str:
+    return f"{count} partition{'s' * (count != 1)}"
+
+
+def _input(config: Config, name: str, broker: Broker, info: BusInfo) -> Iterator[Finding]:
+    stream = config.stream(name)
+    about = f"stream {name}"
+    if stream.topic not in info.topics:
+        yield Finding(
+            Level.MEND,
+            about,
+            f"its input topic {stream.topic} is missing",
+            f"`offbeat topics create {name} --partitions N`, or mend streams.{name}.topic",
+        )
+        return
+    try:
+        reader = broker.reader()
+        bounds = reader.bounds(stream.topic)
+        records = sum(each.end_offset - each.first_offset for each in bounds.values())
+        yield Finding(
+            Level.OK, about, f"reads {stream.topic}: {_partitions(len(bounds))}, {records:,} records retained"
+        )
+        yield _lag(config, name, bounds, broker.admin())
+        yield from _sampled(name, stream, _sample(reader, stream.topic, bounds))
+    except OffbeatError as error:
+        yield Finding(Level.MEND, about, str(error), "see that the bus is well, and look again")
+
+
+def _lag(config: Config, name: str, bounds: Mapping[int, Bounds], admin: Admin) -> Finding:
+    committed = admin.committed(config.group(name), config.stream(name).topic)
+    about = f"stream {name}"
+    if not committed:
+        return Finding(
+            Level.NOTE,
+            about,
+            "no worker has read it yet",
+            f"start one: `offbeat detect {name}` or `offbeat run`",
+        )
+    lag = sum(
+        max(each.end_offset - max(committed.get(number, 0), each.first_offset), 0)
+        for number, each in bounds.items()
+    )
+    overtaken = sum(
+        max(each.first_offset - committed[number], 0)
+        for number, each in bounds.items()
+        if number in committed
+    )
+    if overtaken:
+        return Finding(
+            Level.MEND,
+            about,
+            f"retention deleted {overtaken:,} records before they were read",
+            "give the topic a longer retention, or add workers",
+        )
+    if lag > BEHIND_RECORDS:
+        remedy = f"see that a worker runs; add workers, up to one for each of its {_partitions(len(bounds))}"
+        return Finding(Level.MEND, about, f"{lag:,} records behind", remedy)
+    return Finding(Level.OK, about, f"{lag:,} records behind")
+
+
+def _sample(reader: Reader, topic: str, bounds: Mapping[int, Bounds]) -> list[RecordBatch]:
+    """The newest records of some partitions."""
+    batches = []
+    for number in sorted(bounds)[:MOST_PARTITIONS_SAMPLED]:
+        each = bounds[number]
+        offset = max(each.first_offset, each.end_offset - SAMPLE_RECORDS)
+        while offset < each.end_offset:
+            batch = reader.read(TopicPartition(topic, number), offset, SAMPLE_RECORDS, 1.0)
+            if batch.next_offset == offset:
+                break
+            batches.append(batch)
+            offset = batch.next_offset
+    return batches
+
+
+def _sampled(name: str, stream: Stream, batches: Sequence[RecordBatch]) -> Iterator[Finding]:
+    """What the newest records say about keys and fields."""
+    about, records, bad, reason, unkeyed = f"stream {name}", 0, 0, "", 0
+    decoder, partitions_of = Decoder(stream), dict[str, set[int]]()
+    states: dict[int, PartitionState] = {}
+    for batch in batches:
+        number = batch.partition.partition
+        state = states.setdefault(number, PartitionState(Layout.of(stream)))
+        readings = decoder.decode(batch, state)
+        records += len(batch)
+        unkeyed += int(np.count_nonzero(batch.key_length < 0))
+        bad += len(readings.rejected)
+        reason = reason or (readings.rejected[0].reason if readings.rejected else "")
+        for slot in np.unique(readings.columns.slot).tolist():
+            if slot >= 0:
+                partitions_of.setdefault(state.names[slot] or "", set()).add(number)
+    if not records:
+        yield Finding(
+            Level.NOTE, about, "its topic holds no records yet", "send some, such as `offbeat produce`"
+        )
+        return
+    if bad:
+        yield Finding(
+            Level.MEND,
+            about,
+            f"{bad:,} of the newest {records:,} records cannot be read: {reason}",
+            f"mend streams.{name}.events, or what sends them; each is kept in the dead letters",
+        )
+    else:
+        yield Finding(Level.OK, about, f"the newest {records:,} records can be read")
+    yield from _keys(name, len(states), unkeyed, records, partitions_of)
+
+
+def _keys(
+    name: str, partitions: int, unkeyed: int, records: int, partitions_of: Mapping[str, set[int]]
+) -> Iterator[Finding]:
+    about = f"stream {name}"
+    split = sorted(series for series, numbers in partitions_of.items() if len(numbers) > 1)
+    remedy = "let the producer key each record by its series, so that a series lives in one partition"
+    if split:
+        where = ", ".join(
+            f"{series!r} in {', '.join(map(str, sorted(partitions_of[series])))}"
+            for series in split[:_EXAMPLES]
+        )
+        yield Finding(
+            Level.MEND, about, f"{len(split):,} series stand in several partitions ({where})", remedy
+        )
+    elif unkeyed and partitions > 1:
+        yield Finding(Level.MEND, about, f"{unkeyed:,} of the newest {records:,} records have no key", remedy)
+    else:
+        yield Finding(
+            Level.OK, about, f"keys fit: each of {len(partitions_of):,} series seen is in one partition"
+        )
+
+
+def _bundle(config: Config, name: str) -> Iterator[Finding]:
+    about, registry = f"stream {name}", Registry(config.registry)
+    try:
+        bundle_id = registry.champion(name)
+        if bundle_id is None:
+            yield Finding(
+                Level.NOTE,
+                about,
+                "no model yet; its workers count and wait",
+                f"train one: `offbeat train {name}`",
+            )
+            return
+        bundle = registry.load(name, bundle_id)
+        app.check_fits(bundle.manifest.spec, bundle_id, name, config.stream(name))
+    except OffbeatError as error:
+        yield Finding(Level.MEND, about, str(error), f"train again: `offbeat train {name}`")
+        return
+    yield Finding(
+        Level.OK,
+        about,
+        f"model {bundle_id[:12]} of {bundle.manifest.created_at} is sound and fits "
+        f"({bundle.manifest.models - 1:,} series of their own and the shared one)",
+    )

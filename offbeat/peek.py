@@ -1,0 +1,122 @@
+"""What the state store holds of a stream, read without taking anything over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from pipeline.alerts import timestamp
+from pipeline.config import Static, Stream
+from pipeline.episodes import FIRING, PENDING
+from pipeline.policy import JudgePolicy, judge_policy
+from pipeline.records import TopicPartition
+from pipeline.series import Layout, PartitionState
+from pipeline.state.redis import RedisStore
+from pipeline.thresholds import line
+
+_EPISODES = {PENDING: "pending", FIRING: "firing"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One series as it was at the last checkpoint.
+
+    Attributes:
+        partition, next_offset: every record of the partition below the offset is in this row.
+        rows: judged rows that the moments rest on, those of the calibration included; 0 before the first.
+        mean, sd: of the window's error; ``last_mean`` and ``last_sd`` of the last row's own.
+        threshold: the error that is the line now; None before the first judged row.
+        episode: ``none``, ``pending`` or ``firing``.
+        peak: highest score of the open episode, None without one.
+        window_filled, window_rows: rows in the window, and how many make it full.
+        values: the newest row, by feature, after transforms.
+    """
+
+    series: str
+    labels: dict[str, str]
+    partition: TopicPartition
+    next_offset: int
+    bundle: str | None
+    rows: int
+    mean: float
+    sd: float
+    last_mean: float
+    last_sd: float
+    threshold: float | None
+    episode: str
+    episode_since: datetime | None
+    peak: float | None
+    silent: bool
+    last_time: datetime
+    quiet_until: datetime | None
+    window_filled: int
+    window_rows: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Peeked:
+    """What is stored of a stream.
+
+    Attributes:
+        rows: its series, by name.
+        unreadable: partitions whose state is of another window, feature set or version.
+    """
+
+    rows: list[Row]
+    unreadable: list[TopicPartition]
+
+
+def peek(store: RedisStore, stream: Stream) -> Peeked:
+    """Read all that is stored of a stream; raises StoreDown."""
+    layout, policy = Layout.of(stream), judge_policy(stream)
+    rows: list[Row] = []
+    unreadable = []
+    for partition in store.partitions():
+        claim = store.peek(partition)
+        if claim is None or claim.rows is None:
+            continue
+        state = PartitionState.unpack(layout, claim.rows)
+        if state is None:
+            unreadable.append(partition)
+        else:
+            rows += _rows(partition, state, stream, policy)
+    return Peeked(sorted(rows, key=lambda row: row.series), unreadable)
+
+
+def _rows(
+    partition: TopicPartition, state: PartitionState, stream: Stream, policy: JudgePolicy
+) -> Iterator[Row]:
+    for slot, name in enumerate(state.names):
+        if name is None or not state.rows["live"][slot]:
+            continue
+        row, arrays = state.rows[slot], state.series
+        judged = float(row["rows"]) > 0
+        fixed = isinstance(stream.threshold, Static)
+        open_episode = int(row["episode"]) == FIRING
+        newest = arrays.anchor[slot] + arrays.tail[slot, -1]
+        yield Row(
+            series=name,
+            labels=dict(zip(stream.events.labels, state.labels[slot], strict=False)),
+            partition=partition,
+            next_offset=state.next_offset,
+            bundle=state.bundle_id,
+            rows=int(row["rows"]),
+            mean=float(row["error_mean"]),
+            sd=float(row["error_variance"]) ** 0.5,
+            last_mean=float(row["last_mean"]),
+            last_sd=float(row["last_variance"]) ** 0.5,
+            threshold=float(line(row["error_mean"], row["error_variance"], policy))
+            if judged or fixed
+            else None,
+            episode=_EPISODES.get(int(row["episode"]), "none"),
+            episode_since=timestamp(int(row["start_ns"])) if open_episode else None,
+            peak=float(row["peak"]) if open_episode else None,
+            silent=bool(row["silent"]),
+            last_time=timestamp(int(row["last_ns"])),
+            quiet_until=timestamp(quiet) if (quiet := int(row["quiet_until_ns"])) > 0 else None,
+            window_filled=int(row["in_window"]),
+            window_rows=stream.model.window,
+            values=dict(zip(stream.feature_names, newest.tolist(), strict=True)) if row["in_window"] else {},
+        )

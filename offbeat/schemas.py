@@ -1,0 +1,20 @@
+"""The JSON Schemas that are published in ``docs/``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.alerts import Alert
+from pipeline.config import Config
+
+_DIALECT = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+
+
+def config_schema() -> dict[str, Any]:
+    """Of ``offbeat.yaml``."""
+    return _DIALECT | Config.model_json_schema()
+
+
+def alert_schema() -> dict[str, Any]:
+    """Of the value of a record on the alerts topic."""
+    return _DIALECT | Alert.model_json_schema(mode="serialization")

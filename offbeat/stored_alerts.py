@@ -1,0 +1,84 @@
+"""Reading the alerts topic by position, outside any group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from pipeline.alerts import Alert
+from pipeline.errors import NotFound
+from pipeline.ports import Reader
+from pipeline.records import TopicPartition
+
+_READ_RECORDS = 2_000
+_LOOK_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which alerts are asked for; None is any."""
+
+    stream: str | None = None
+    series: str | None = None
+    kind: str | None = None
+    state: str | None = None
+
+    def __call__(self, alert: Alert) -> bool:
+        """Whether an alert is among them."""
+        return (
+            self.stream in {None, alert.stream}
+            and self.series in {None, alert.series}
+            and self.kind in {None, alert.kind}
+            and self.state in {None, alert.state}
+        )
+
+
+class StoredAlerts:
+    """The alerts of a topic, in the order of each partition.
+
+    Attributes:
+        unreadable: records met that are no alerts of this version.
+
+    Raises:
+        NotFound: the topic does not exist yet.
+        BusDown: the bus cannot be reached.
+    """
+
+    def __init__(self, reader: Reader, topic: str) -> None:
+        self._reader, self._topic = reader, topic
+        self.unreadable = 0
+        try:
+            self._bounds = reader.bounds(topic)
+        except NotFound as error:
+            raise NotFound(
+                f"{error}; a worker makes the alerts topic when it starts (`offbeat detect`)"
+            ) from error
+
+    def past(self) -> Iterator[Alert]:
+        """What is stored now."""
+        for number, bounds in sorted(self._bounds.items()):
+            offset = bounds.first_offset
+            while offset < bounds.end_offset:
+                offset, alerts = self._read(number, offset, 1.0)
+                yield from alerts
+
+    def following(self, should_stop: Callable[[], bool]) -> Iterator[Alert]:
+        """What comes after :meth:`past`, until told to stop."""
+        offsets = {number: each.end_offset for number, each in self._bounds.items()}
+        while not should_stop():
+            for number, offset in list(offsets.items()):
+                offsets[number], alerts = self._read(number, offset, _LOOK_S / len(offsets))
+                yield from alerts
+
+    def _read(self, number: int, offset: int, timeout_s: float) -> tuple[int, list[Alert]]:
+        batch = self._reader.read(TopicPartition(self._topic, number), offset, _READ_RECORDS, timeout_s)
+        alerts = []
+        for row in range(len(batch)):
+            value = batch.value(row)
+            try:
+                alerts.append(Alert.model_validate_json(value or b""))
+            except ValidationError:
+                self.unreadable += 1
+        return batch.next_offset, alerts

@@ -88,7 +88,7 @@ class RecordBatch:
     def since(self, offset: int) -> RecordBatch:
         """The records at or above ``offset``."""
         first = int(np.searchsorted(self.offset, offset))
-        return self.rows(first, len(self), next_offset=max(self.next_offset, offset))
+        return self.rows(first, len(self), next_offset=self.next_offset)
 
     @classmethod
     def of(

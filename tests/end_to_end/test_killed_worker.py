@@ -92,7 +92,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
         producer = broker.producer()
         topic = settings.stream("machines").topic
         producer.send(
-            Send(topic, None, value, timestamp_ms=1_800_000_000_000, partition=hash_of(value))
+            Send(topic, None, value, timestamp_ms=1_750_000_000_000, partition=hash_of(value))
             for value in events()
         )
         producer.flush()

@@ -55,28 +55,49 @@ def line(alert: Alert) -> str:
     return "  ".join([*parts, alert.id[:12]])
 
 
-def facts(alert: Alert) -> list[tuple[str, str]]:
-    """All of an alert but its features, as names and texts."""
-    found = [
-        ("alert", f"{alert.id}, revision {alert.revision}"),
-        ("state", f"{alert.state}: {alert.reason}"),
-        ("kind", alert.kind),
-        ("stream", f"{alert.stream} (namespace {alert.namespace})"),
-        ("series", alert.series),
-        ("labels", ", ".join(f"{name}={value}" for name, value in alert.labels.items()) or "none"),
-        ("started", f"{alert.started_at:%Y-%m-%d %H:%M:%S.%f UTC}"),
-        ("this revision", f"{alert.at:%Y-%m-%d %H:%M:%S.%f UTC}"),
-    ]
-    if alert.score is not None and alert.error is not None and alert.threshold is not None:
-        found.append(
-            (
-                "score",
-                f"{alert.score:.3f}: error {alert.error:.4g} over threshold {alert.threshold:.4g}",
-            )
+LIST_HEADERS = ("started (UTC)", "lasted", "state", "stream", "series", "kind", " peak", "because", "id")
+
+
+def list_row(revisions: Sequence[Alert]) -> list[str]:
+    """All revisions of one alert, the oldest first, as a row under ``LIST_HEADERS``."""
+    first, last = revisions[0], revisions[-1]
+    because: str = first.reason
+    if first.features:
+        worst = first.features[0]
+        because = (
+            f"{worst.name} {measured(worst.observed, worst.unit)} not {measured(worst.expected, worst.unit)}"
         )
-    if alert.peak_score is not None:
-        found.append(("peak score", f"{alert.peak_score:.3f}"))
-    source = alert.source
-    found.append(("record", f"{source.topic}[{source.partition}] offset {source.offset}"))
-    found.append(("model", alert.bundle or "none"))
+    return [
+        f"{last.started_at:%Y-%m-%d %H:%M:%S}",
+        str(last.at - last.started_at).partition(".")[0] if last.state == "resolved" else "",
+        last.state if last.reason != "gone" else "gone",
+        last.stream,
+        last.series,
+        last.kind,
+        "" if last.peak_score is None else f"{last.peak_score:.2f}",
+        because,
+        last.id[:12],
+    ]
+
+
+def facts(revisions: Sequence[Alert]) -> list[tuple[str, str]]:
+    """All of an alert but its features, as names and texts."""
+    first, last = revisions[0], revisions[-1]
+    found = [
+        ("alert", last.id),
+        ("stream", f"{last.stream} (namespace {last.namespace})"),
+        ("series", last.series),
+        ("labels", ", ".join(f"{name}={value}" for name, value in last.labels.items()) or "none"),
+        ("kind", last.kind),
+        ("started", f"{first.started_at:%Y-%m-%d %H:%M:%S.%f UTC}"),
+    ]
+    for each in revisions:
+        figures = ""
+        if each.score is not None and each.error is not None and each.threshold is not None:
+            figures = f", score {each.score:.2f} (error {each.error:.4g} over threshold {each.threshold:.4g})"
+        record = f"record {each.source.topic}[{each.source.partition}] offset {each.source.offset}"
+        found.append((each.state, f"{each.at:%Y-%m-%d %H:%M:%S.%f UTC}: {each.reason}{figures}, {record}"))
+    if last.peak_score is not None:
+        found.append(("peak score", f"{last.peak_score:.2f}"))
+    found.append(("model", last.bundle or "none"))
     return found

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, load_config, print_json
+from offbeat.cli.columns import print_columns
+from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, load_config
 from offbeat.cli.stopping import stopping
 from pipeline.errors import NotFound
 
@@ -98,21 +99,26 @@ def list_alerts(
     json: Json = False,
 ) -> None:
     """List alerts in the order in which they started, each as it stands now."""
+    from offbeat.show import LIST_HEADERS, list_row
     from offbeat.stored_alerts import Wanted
 
     wanted = Wanted(stream, series, kind, state)
     with _stored(config) as stored:
-        newest = _newest(stored)
-    found = sorted(filter(wanted, newest.values()), key=lambda alert: (alert.started_at, alert.id))
-    for alert in found[-limit:]:
-        _print(alert, json=json)
+        revisions = _revisions(stored)
+    found = [each for each in revisions.values() if wanted(each[-1])]
+    found.sort(key=lambda each: (each[-1].started_at, each[-1].id))
+    if json:
+        for each in found[-limit:]:
+            typer.echo(each[-1].model_dump_json())
+    elif found:
+        print_columns(LIST_HEADERS, [list_row(each) for each in found[-limit:]])
     if not found:
-        typer.echo("no alerts" + (" that fit" if newest else " yet"), err=True)
+        typer.echo("no alerts" + (" that fit" if revisions else " yet"), err=True)
     elif len(found) > limit:
         typer.echo(f"the latest {limit} of {len(found):,} alerts; --limit shows more", err=True)
 
 
-@group.command(epilog="Example: `offbeat alerts show 1f0c2a`")
+@group.command(epilog="Examples: `offbeat alerts show 1f0c2a`; `offbeat alerts show last`")
 def show(
     *,
     alert_id: Annotated[
@@ -121,30 +127,34 @@ def show(
     config: ConfigFile = DEFAULT_CONFIG,
     json: Json = False,
 ) -> None:
-    """Show all of one alert: its scores, each feature as observed and expected, and the window around it."""
+    """Show all of one alert: its scores, each feature as observed and expected, and the window around it.
+
+    With --json each revision is one line, the oldest first.
+    """
     with _stored(config) as stored:
-        newest = _newest(stored)
-    if alert_id == "last" and newest:
-        found = [max(newest.values(), key=lambda alert: (alert.started_at, alert.id))]
+        revisions = _revisions(stored)
+    if alert_id == "last" and revisions:
+        found = [max(revisions, key=lambda key: (revisions[key][-1].started_at, key))]
     else:
-        found = [alert for key, alert in newest.items() if key.startswith(alert_id)]
+        found = [key for key in revisions if key.startswith(alert_id)]
     if len(found) != 1:
         several = (
             f"{len(found)} alerts have ids that begin with" if found else "there is no alert with the id"
         )
         raise NotFound(f"{several} {alert_id!r}; `offbeat alerts list` shows them (the id stands last)")
     if json:
-        print_json(found[0].model_dump(mode="json"))
+        for revision in revisions[found[0]]:
+            typer.echo(revision.model_dump_json())
     else:
-        _show(found[0])
+        _show(revisions[found[0]])
 
 
-def _newest(stored: StoredAlerts) -> dict[str, Alert]:
-    newest: dict[str, Alert] = {}
+def _revisions(stored: StoredAlerts) -> dict[str, list[Alert]]:
+    """The revisions of each alert, the oldest first."""
+    revisions: dict[str, dict[int, Alert]] = {}
     for alert in stored.past():
-        if alert.id not in newest or newest[alert.id].revision <= alert.revision:
-            newest[alert.id] = alert
-    return newest
+        revisions.setdefault(alert.id, {})[alert.revision] = alert
+    return {key: [found[number] for number in sorted(found)] for key, found in revisions.items()}
 
 
 def _print(alert: Alert, *, json: bool) -> None:
@@ -153,31 +163,25 @@ def _print(alert: Alert, *, json: bool) -> None:
     typer.echo(alert.model_dump_json() if json else line(alert))
 
 
-def _show(alert: Alert) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+def _show(revisions: list[Alert]) -> None:
     from offbeat.show import facts, measured, picture
 
-    for name, text in facts(alert):
+    for name, text in facts(revisions):
         typer.echo(f"{name:<14} {text}")
-    if not alert.features:
+    first = revisions[0]
+    if not first.features:
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("feature", "share", "observed", "expected"):
-        table.add_column(name, justify="left" if name == "feature" else "right", no_wrap=True)
-    table.add_column("window: observed above expected, newest last", no_wrap=True)
-    for each in alert.features:
+    typer.echo("\nThe window when it fired, newest row last; above as observed, below as expected:\n")
+    rows = []
+    for each in first.features:
         observed, expected = picture(each)
-        table.add_row(
-            each.name,
+        figures = [
             f"{each.contribution:.0%}",
             measured(each.observed, each.unit),
             measured(each.expected, each.unit),
-            f"{observed}\n{expected}",
-        )
-    Console(soft_wrap=True).print(table)
+        ]
+        rows += [[each.name, *figures, observed], ["", "", "", "", expected]]
+    print_columns(["feature", " share", " observed", " expected", "window"], rows)
 
 
 def add_to(cli: typer.Typer) -> None:

@@ -6,6 +6,7 @@ import json as json_lines
 
 import typer
 
+from offbeat.cli.columns import counted
 from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, load_config, print_json
 
 group = typer.Typer(no_args_is_help=True, help="Check a configuration, or write one to begin with.")
@@ -20,7 +21,7 @@ def check(*, config: ConfigFile = DEFAULT_CONFIG, json: Json = False) -> None:
     if json:
         print_json(loaded.model_dump(mode="json", by_alias=True))
         return
-    typer.echo(f"{config} is good: {len(loaded.streams)} stream{'s' * (len(loaded.streams) != 1)}")
+    typer.echo(f"{config} is good: {counted(len(loaded.streams), 'stream')}")
     for name, stream in loaded.streams.items():
         typer.echo(
             f"  {name}: topic {stream.topic}, features {', '.join(stream.feature_names)}, "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from offbeat.cli.columns import counted
 from offbeat.cli.meter import meter
 from offbeat.cli.options import (
     DEFAULT_CONFIG,
@@ -166,27 +167,29 @@ def _produce(target: Target, bounds: Bounds, run: Run) -> int:
     with stopping() as stop, app.open_bus(target.bus) as broker:
         made = broker.admin().create([TopicSpec(target.topic, target.partitions)])
         if made:
-            typer.echo(f"made the topic {target.topic} with {target.partitions} partitions", err=True)
+            typer.echo(
+                f"made the topic {target.topic} with {counted(target.partitions, 'partition')}", err=True
+            )
         began = time.monotonic()
-        counted = _Counted(broker.producer(), bounds.events)
+        counter = _Counted(broker.producer(), bounds.events)
         stop.after(bounds.seconds)
-        _metered(counted, stop, bounds, run)
-        _report(target, counted.sent, time.monotonic() - began, broker, json=bounds.json)
-        return counted.sent
+        _metered(counter, stop, bounds, run)
+        _report(target, counter.sent, time.monotonic() - began, broker, json=bounds.json)
+        return counter.sent
 
 
-def _metered(counted: _Counted, stop: Stop, bounds: Bounds, run: Run) -> None:
+def _metered(counter: _Counted, stop: Stop, bounds: Bounds, run: Run) -> None:
     with meter() as show:
 
         def on_progress(progress: Progress) -> None:
             total = min(filter(None, (progress.total, bounds.events)), default=None)
-            fraction = None if total is None else min(counted.sent / total, 1.0)
+            fraction = None if total is None else min(counter.sent / total, 1.0)
             if bounds.seconds:
                 fraction = max(fraction or 0, min(progress.elapsed_s / bounds.seconds, 1.0))
-            rate = counted.sent / max(progress.elapsed_s, 1e-3)
-            show("sending", fraction, f"{counted.sent:,} events, {rate:,.0f}/s")
+            rate = counter.sent / max(progress.elapsed_s, 1e-3)
+            show("sending", fraction, f"{counter.sent:,} events, {rate:,.0f}/s")
 
-        run(counted, lambda: stop() or counted.full, on_progress)
+        run(counter, lambda: stop() or counter.full, on_progress)
 
 
 def _report(target: Target, sent: int, seconds: float, broker: Broker, *, json: bool) -> None:
@@ -196,7 +199,9 @@ def _report(target: Target, sent: int, seconds: float, broker: Broker, *, json: 
             {"topic": target.topic, "partitions": partitions, "sent": sent, "seconds": round(seconds, 3)}
         )
     else:
-        typer.echo(f"sent {sent:,} events to {target.topic} ({partitions} partitions) in {seconds:.1f} s")
+        typer.echo(
+            f"sent {sent:,} events to {target.topic} ({counted(partitions, 'partition')}) in {seconds:.1f} s"
+        )
 
 
 def _pace(rate: float | None, speed: float | None) -> Pace:

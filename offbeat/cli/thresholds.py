@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from offbeat.cli.columns import print_columns
 from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, chosen_stream, load_config, print_json
 from pipeline.errors import NotFound
 
@@ -94,7 +95,7 @@ def _tell(row: Row) -> None:
     }
     if row.episode_since is not None and row.peak is not None:
         said["episode"] += f" since {row.episode_since:%Y-%m-%d %H:%M:%S UTC}, peak score {row.peak:.2f}"
-    if row.quiet_until is not None:
+    if row.quiet_until is not None and row.quiet_until > row.last_time:
         said["quiet until"] = f"{row.quiet_until:%Y-%m-%d %H:%M:%S UTC} (refractory)"
     for name, text in said.items():
         typer.echo(f"{name:<14} {text}")
@@ -103,26 +104,23 @@ def _tell(row: Row) -> None:
 def _table(rows: list[Row]) -> None:
     if not rows:
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("series", "rows", "error", "sd", "threshold", "episode", "window", "last reading (UTC)"):
-        left = name in {"series", "episode"}
-        table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row.series,
-            f"{row.rows:,}",
-            f"{row.mean:.4g}" if row.rows else "-",
-            f"{row.sd:.4g}" if row.rows else "-",
-            "-" if row.threshold is None else f"{row.threshold:.4g}",
-            ("silent" if row.silent else "") or row.episode,
-            f"{row.window_filled}/{row.window_rows}",
-            f"{row.last_time:%Y-%m-%d %H:%M:%S}",
-        )
-    Console(soft_wrap=True).print(table)
+    headers = ["series", " rows", " error", " sd", " threshold", "episode", " window", "last reading (UTC)"]
+    print_columns(
+        headers,
+        [
+            [
+                row.series,
+                f"{row.rows:,}",
+                f"{row.mean:.4g}" if row.rows else "-",
+                f"{row.sd:.4g}" if row.rows else "-",
+                "-" if row.threshold is None else f"{row.threshold:.4g}",
+                "silent" if row.silent else row.episode,
+                f"{row.window_filled}/{row.window_rows}",
+                f"{row.last_time:%Y-%m-%d %H:%M:%S}",
+            ]
+            for row in rows
+        ],
+    )
 
 
 def add_to(cli: typer.Typer) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from offbeat.cli.columns import counted, print_columns
 from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, load_config, print_json
 
 group = typer.Typer(no_args_is_help=True, help="Make and list topics.")
@@ -41,7 +42,7 @@ def create(
         return
     for spec in specs:
         if spec.name in made:
-            typer.echo(f"made {spec.name} with {spec.partitions} partition{'s' * (spec.partitions != 1)}")
+            typer.echo(f"made {spec.name} with {counted(spec.partitions, 'partition')}")
         else:
             typer.echo(f"{spec.name} is there already")
 
@@ -63,14 +64,19 @@ def list_topics(*, config: ConfigFile = DEFAULT_CONFIG, json: Json = False) -> N
             bounds = reader.bounds(name).values() if name in topics else ()
             records = sum(each.end_offset - each.first_offset for each in bounds)
             found.append((name, topics.get(name), records, roles.get(name, "")))
-    width = max(len(name) for name, *_ in found)
-    for name, partitions, records, role in found:
-        if json:
+    if json:
+        for name, partitions, records, role in found:
             print_json({"topic": name, "partitions": partitions, "records": records, "role": role or None})
-        elif partitions is None:
-            typer.echo(f"{name:<{width}}  missing: `offbeat topics create` makes it  {role}")
-        else:
-            typer.echo(f"{name:<{width}}  {partitions:>4} partitions  {records:>12,} records  {role}")
+        return
+    print_columns(
+        ["topic", " partitions", " records", "what it is"],
+        [
+            [name, "missing" if partitions is None else str(partitions), f"{records:,}", role]
+            for name, partitions, records, role in found
+        ],
+    )
+    if any(partitions is None for _, partitions, *_ in found):
+        typer.echo("`offbeat topics create` makes those that are missing", err=True)
 
 
 def add_to(cli: typer.Typer) -> None:

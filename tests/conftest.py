@@ -14,6 +14,8 @@ KAFKA_IMAGE = "confluentinc/cp-kafka:8.1.0"
 
 
 def _docker_answers() -> bool:
+    if not os.environ.get("DOCKER_HOST") and not Path("/var/run/docker.sock").exists():
+        return False
     import docker  # noqa: PLC0415 - tests without a broker run without it
     from docker.errors import DockerException  # noqa: PLC0415
 
@@ -47,11 +49,11 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """
     if servers := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         yield servers
-    elif home := os.environ.get("KAFKA_HOME"):
-        with kafka_server(Path(home), tmp_path_factory.mktemp("kafka")) as bootstrap:
-            yield bootstrap
     elif _docker_answers():
         with _kafka_container() as bootstrap:
+            yield bootstrap
+    elif home := os.environ.get("KAFKA_HOME"):
+        with kafka_server(Path(home), tmp_path_factory.mktemp("kafka")) as bootstrap:
             yield bootstrap
     else:
         reason = (

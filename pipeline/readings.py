@@ -118,8 +118,7 @@ class Decoder:
         self._series = attrgetter(*(at[path] for path in events.series))
         self._labels = [attrgetter(at[path]) for path in events.labels]
         self._metric_of = attrgetter(at[events.metric]) if self._narrow else None
-        self._values = attrgetter(*(at[path] for path in ([events.value] if self._narrow else paths)))
-        self._width = 1 if self._narrow else len(paths)
+        self._values = [attrgetter(at[path]) for path in ([events.value] if self._narrow else paths)]
 
     def decode(self, batch: RecordBatch, state: PartitionState) -> Readings:
         """Decode a batch and give every new series in it a slot of ``state``."""
@@ -128,7 +127,9 @@ class Decoder:
         time_ns, bad = self._times(batch, rows, events)
         stamped_ms = np.clip(batch.timestamp_ms[rows], _EARLIEST_S * 1_000, _LATEST_S * 1_000)
         limit_ns = stamped_ms * 1_000_000 + round(self._events.ahead * 1e9)
-        values = np.array(list(map(self._values, events)), np.float64).reshape(len(events), self._width)
+        values = np.empty((len(events), len(self._values)))
+        for column, value in enumerate(self._values):
+            values[:, column] = list(map(value, events))  # a null becomes NaN
         metric = self._metrics(events)
         good = np.ones(len(events), bool)
         refusals = [

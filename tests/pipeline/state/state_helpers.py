@@ -85,16 +85,18 @@ def is_running(pid: int) -> bool:
 
 
 class Wire:
-    """A socket in front of a server's, where a test can reach in when the next script passes.
+    """A socket in front of a server's, where a test can reach in, once each.
 
     Attributes:
-        before_script: called once instead of handing the next script on; then the line breaks.
-        before_reply: called once instead of handing the next script's reply on; then the line breaks.
+        before_read: called before the next HGETALL is handed on.
+        before_script: called instead of handing the next script on; then the line breaks.
+        before_reply: called instead of handing the next script's reply on; then the line breaks.
     """
 
     def __init__(self, folder: Path, server: str) -> None:
         self._server, self._path = server, folder / "wire.sock"
         self.url = f"unix://{self._path}"
+        self.before_read: Callable[[], object] | None = None
         self.before_script: Callable[[], object] | None = None
         self.before_reply: Callable[[], object] | None = None
         self._listener = socket.socket(socket.AF_UNIX)
@@ -134,6 +136,9 @@ class Wire:
                     data = key.fileobj.recv(1 << 16)  # type: ignore[union-attr]
                     if not data:
                         return
+                    if key.fileobj is client and self.before_read and b"HGETALL" in data:
+                        hook, self.before_read = self.before_read, None
+                        hook()
                     if key.fileobj is client and b"EVALSHA" in data:
                         if self.before_script:
                             hook, self.before_script = self.before_script, None

@@ -21,7 +21,7 @@ from pipeline.state import connect
 from pipeline.state.embedded import EmbeddedServer
 
 OWNER = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
 from pathlib import Path
 sys.path[:0] = {path!r}
 from redis import Redis
@@ -35,13 +35,9 @@ child = os.fork() if {fork} else 0
 if {fork} and child == 0:
     time.sleep(600)
 client = Redis.from_url(opened[0].url)
+signal.signal(signal.SIGINT, lambda *_: print(client.ping(), flush=True))
 print(client.info("server")["process_id"], child, flush=True)
-while True:
-    try:
-        sys.stdin.readline()
-        break
-    except KeyboardInterrupt:
-        print(client.ping(), flush=True)
+sys.stdin.readline()
 opened[0].close()
 """
 
@@ -143,6 +139,26 @@ def test_it_ends_with_an_owner_that_is_killed_and_keeps_what_it_answered(tmp_pat
         assert held(store) == (100, contents(packed((0, "a", 1))))
 
 
+def test_a_server_whose_owner_is_gone_keeps_its_folder_until_it_is_gone_too(tmp_path: Path) -> None:
+    with owner(tmp_path) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline().split()[0])
+        guard = os.getpgid(pid)
+        os.killpg(guard, signal.SIGSTOP)  # the guard is slow to notice
+        os.kill(pid, signal.SIGCONT)
+        process.kill()
+    try:
+        with EmbeddedServer(tmp_path) as second:
+            assert not second.owned
+            assert pid_of(second) == pid
+    finally:
+        os.killpg(guard, signal.SIGCONT)
+    until(lambda: not is_running(pid))
+
+    with EmbeddedServer(tmp_path) as third:
+        assert third.owned
+
+
 def test_a_ctrl_c_for_the_owner_leaves_the_server_to_it(tmp_path: Path) -> None:
     with owner(tmp_path) as process:
         assert process.stdout is not None
@@ -151,6 +167,7 @@ def test_a_ctrl_c_for_the_owner_leaves_the_server_to_it(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
 
         assert process.stdout.readline() == "True\n"
+        assert os.getpgid(pid) != os.getpgid(process.pid)
         assert is_running(pid)
         process.communicate("\n")
     assert process.returncode == 0

@@ -124,6 +124,21 @@ def test_a_lost_reply_and_a_new_owner_leave_the_rows_that_were_taken(
     assert len(redis.keys()) == 2
 
 
+def test_who_reads_while_another_takes_over_gets_one_state_or_the_other(
+    new_store: NewStore, wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = new_store()
+    before = written(other, 100, packed((0, "a", 1), (2_000, "b", 1)))
+    wire.before_read = lambda: written(other, 110, packed((0, "a", 2), (2_000, "b", 2)))
+
+    claim = new_store(wire.url).claim(PARTITION)
+
+    assert before.epoch < claim.epoch
+    assert (claim.next_offset, contents(claim.rows)) == (110, contents(packed((0, "a", 2), (2_000, "b", 2))))
+    assert other.put(claim, 110, 120, packed((0, "a", 3)), whole=True) is PutResult.STALE_EPOCH
+    assert not caplog.records
+
+
 KILLED_WRITER = """
 import sys
 sys.path[:0] = {path!r}

@@ -1,0 +1,288 @@
+"""How the demo looks: a live view on a terminal, plain lines elsewhere, and the summary at the end."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from offbeat.demo.scene import Scene
+from pipeline.alerts import Alert, FeatureEvidence
+
+PHASES = {
+    # phase: step it belongs to, what is said of it
+    "starting": ("start", "starting"),
+    "learning": ("learn", "learning what is normal here"),
+    "training": ("train", "training the autoencoder"),
+    "settling": ("train", "letting the load of training leave the window"),
+    "quiet": ("watch", "detecting, in a quiet time"),
+    "burst": ("burst", "causing a burst of load"),
+    "after": ("resolve", "the burst is over; its alert resolves"),
+    "closing": ("resolve", "closing"),
+}
+STEPS = tuple(dict.fromkeys(step for step, _ in PHASES.values()))
+WIDTH, CHART_WIDTH, CHART_HEIGHT = 80, 38, 8
+ROWS_A_COLUMN = 8
+"""Scores of one column of the chart, about half a second of them; the highest is drawn."""
+REFRESH_PER_SECOND = 4.0
+PLAIN_S = 10.0
+_EIGHTHS = " ▁▂▃▄▅▆▇█"
+_RIGHT_WIDTH, _SPARK_WIDTH = 30, 8
+_SHOWN_ALERTS, _SHOWN_FEATURES = 2, 3
+
+
+@contextmanager
+def opened(scene: Scene, *, plain: bool) -> Iterator[Callable[[], None]]:
+    """Show the scene until the context is left; gives what to call when something may have changed.
+
+    ``plain`` asks for lines on standard error; without it standard output gets the view, or the lines where
+    it is no terminal.
+    """
+    if plain or not sys.stdout.isatty():
+        yield Lines(scene, sys.stderr if plain else sys.stdout).tick
+        return
+    console = Console(width=min(Console().width, WIDTH))
+    with Live(
+        console=console,
+        get_renderable=lambda: screen(scene),
+        refresh_per_second=REFRESH_PER_SECOND,
+        transient=True,
+    ):
+        # The view draws by itself, as often in every phase.
+        yield lambda: None
+
+
+class Lines:
+    """A line for each phase and each alert, and for progress now and then."""
+
+    def __init__(self, scene: Scene, out: TextIO) -> None:
+        self._scene, self._out = scene, out
+        self._began = self._said_at = time.monotonic()
+        self._phase: str | None = None
+        self._alerts = 0
+
+    def tick(self) -> None:
+        """Say what is new."""
+        scene, now = self._scene, time.monotonic()
+        for alert in scene.alerts[self._alerts :]:
+            self._say(f"alert {alert.state}: {alert_line(alert)}")
+        self._alerts = len(scene.alerts)
+        if scene.phase != self._phase or now - self._said_at >= PLAIN_S:
+            self._phase, self._said_at = scene.phase, now
+            self._say(f"{PHASES[scene.phase][1]}{figures(scene, separator=': ')}")
+
+    def _say(self, text: str) -> None:
+        print(f"{time.monotonic() - self._began:6.1f} s  {text}", file=self._out, flush=True)
+
+
+def figures(scene: Scene, *, separator: str = "") -> str:
+    """How far the phase is, in figures."""
+    parts = [scene.detail] if scene.detail else []
+    if scene.phase == "learning":
+        parts.append(f"{scene.sent} readings")
+    if scene.phase in {"quiet", "burst", "after"} and scene.scores:
+        parts.append(f"score {scene.scores[-1]:.2f} (1 is the line)")
+    return separator + ", ".join(parts) if parts else ""
+
+
+def alert_line(alert: Alert) -> str:
+    """An alert in one line."""
+    peak = f", peak {alert.peak_score:.2f} times the line" if alert.peak_score is not None else ""
+    return (
+        f"{alert.series} since {alert.started_at.astimezone():%H:%M:%S}{peak}, {evidence(alert.features[0])}"
+    )
+
+
+def evidence(feature: FeatureEvidence) -> str:
+    """What one feature had to do with it."""
+    observed, expected = number(feature.observed), number(feature.expected)
+    return f"{feature.name} at {observed} {feature.unit} where {expected} was expected"
+
+
+def number(value: float) -> str:
+    """Three digits that count, without exponents for everyday sizes."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def screen(scene: Scene) -> RenderableType:
+    """The live view, about 22 lines of 80 columns."""
+    middle = Table.grid(expand=True, padding=(0, 1, 0, 0))
+    middle.add_column(width=CHART_WIDTH + 4)
+    middle.add_column(ratio=1)
+    middle.add_row(_chart(scene), _features(scene))
+    return Group(_steps(scene), _progress(scene), middle, _alerts(scene))
+
+
+def _steps(scene: Scene) -> Text:
+    now = STEPS.index(PHASES[scene.phase][0])
+    line = Text("offbeat demo   ", style="bold")
+    for i, step in enumerate(STEPS):
+        style = "green" if i < now else "bold reverse" if i == now else "dim"
+        line.append(f" {step} ", style)
+        line.append(" " if i == len(STEPS) - 1 else "─", "dim")
+    return line
+
+
+def _progress(scene: Scene) -> RenderableType:
+    line = Table.grid(expand=True, padding=(0, 1, 0, 0))
+    line.add_column(ratio=1, no_wrap=True)
+    line.add_column(width=_RIGHT_WIDTH)
+    bar = ProgressBar(total=1.0, completed=scene.fraction or 0.0, width=_RIGHT_WIDTH)
+    line.add_row(Text(PHASES[scene.phase][1]), bar)
+    line.add_row(Text(figures(scene) or " ", "dim"), Text(f"worker: {scene.status.doing}", "dim"))
+    return line
+
+
+def _chart(scene: Scene) -> RenderableType:
+    """The highest score of each half second as a bar, and the line at 1."""
+    peaks = _peaks(list(scene.scores), scene.judged)[-CHART_WIDTH:]
+    if not peaks:
+        waiting = Text(
+            "\n" * (CHART_HEIGHT // 2) + "no scores yet: there is no model", "dim", justify="center"
+        )
+        waiting.append("\n" * (CHART_HEIGHT - CHART_HEIGHT // 2 - 1))
+        return Panel(waiting, title="score", title_align="left", border_style="dim")
+    # The line always stands on the same row; what is higher than the top is cut there.
+    top = 2.0
+    rows = []
+    for level in reversed(range(CHART_HEIGHT)):
+        row = Text()
+        on_line = level == round(CHART_HEIGHT / top) - 1
+        for peak in peaks:
+            eighths = min(max(round((peak / top * CHART_HEIGHT - level) * 8), 0), 8)
+            if eighths:
+                row.append(_EIGHTHS[eighths], "red" if peak >= 1 else "green")
+            else:
+                row.append("╌" if on_line else " ", "yellow")
+        row.append(("╌" if on_line else " ") * (CHART_WIDTH - len(peaks)), "yellow")
+        rows.append(row)
+    title = f"score {scene.scores[-1]:.2f}, 1 is the line"
+    return Panel(Group(*rows), title=title, title_align="left", border_style="dim")
+
+
+def _peaks(scores: list[float], judged: int) -> list[float]:
+    """The maximum of each full group of rows; groups are counted from the first row, so bars stand still."""
+    first = -(judged - len(scores)) % ROWS_A_COLUMN
+    groups = range(first, len(scores) - ROWS_A_COLUMN + 1, ROWS_A_COLUMN)
+    return [max(scores[start : start + ROWS_A_COLUMN]) for start in groups]
+
+
+def _features(scene: Scene) -> RenderableType:
+    table = Table.grid(expand=True, padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True, ratio=1)
+    table.add_column(width=_SPARK_WIDTH, no_wrap=True)
+    for feature in scene.features:
+        values = scene.recent(feature.name, _SPARK_WIDTH * ROWS_A_COLUMN)
+        now = quantity(values[-1], feature.unit) if values else "-"
+        table.add_row(feature.name, now, Text(_spark(values, feature.unit), "cyan"))
+    return Panel(table, title="now", title_align="left", border_style="dim")
+
+
+def quantity(value: float, unit: str) -> str:
+    """A reading as people read it."""
+    if unit == "%":
+        return f"{value:.1f} %"
+    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f} {prefix}{unit.removeprefix('1')}"
+    return f"{value:.0f} {unit.removeprefix('1')}"
+
+
+def _spark(values: list[float], unit: str) -> str:
+    """About half a second a character; percentages on a scale of 100."""
+    means = [
+        sum(group) / len(group)
+        for i in range(0, len(values), ROWS_A_COLUMN)
+        if (group := values[i : i + ROWS_A_COLUMN])
+    ]
+    top = 100.0 if unit == "%" else max(means, default=0.0)
+    return "".join(
+        _EIGHTHS[max(min(round(8 * mean / top), 8), 1)] if top > 0 else _EIGHTHS[1] for mean in means
+    )
+
+
+def _alerts(scene: Scene) -> RenderableType:
+    """The newest revision of the newest alerts, as read from their topic."""
+    newest = list({alert.id: alert for alert in scene.alerts}.values())[-_SHOWN_ALERTS:]
+    lines = [line for alert in reversed(newest) for line in alert_lines(alert)]
+    shown = Group(*lines) if lines else Text("none", "dim")
+    return Panel(shown, title="alerts", title_align="left", border_style="red" if scene.firing else "dim")
+
+
+def alert_lines(alert: Alert) -> list[RenderableType]:
+    """An alert with its first features, observed against expected."""
+    head = Text.assemble(
+        (f" {alert.state} ", "bold white on red" if alert.state == "firing" else "black on green"),
+        f" {alert.series}, since {alert.started_at.astimezone():%H:%M:%S}, ",
+        f"peak {alert.peak_score or 0:.2f} times the line",
+    )
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for justify in ("left", "right", "right", "right"):
+        table.add_column(justify=justify, no_wrap=True)
+    for feature in alert.features[:_SHOWN_FEATURES]:
+        table.add_row(
+            f"  {feature.name}",
+            f"{number(feature.observed)} {feature.unit}",
+            f"expected {number(feature.expected)}",
+            f"{feature.contribution:.0%} of the error",
+        )
+    return [head, table]
+
+
+def summary(scene: Scene, settings: str, found: Sequence[Alert], *, kept: Sequence[str]) -> None:
+    """What came of it, on standard output: settings, accounting, the burst's alert, what to try next."""
+    console = Console(width=min(Console().width, WIDTH), highlight=False)
+    console.print(Rule("what ran: its offbeat.yaml", align="left", style="dim"))
+    console.print(Syntax(settings.rstrip(), "yaml", background_color="default", word_wrap=True))
+    console.print(Rule("accounting: every record read is in one bin", align="left", style="dim"))
+    console.print(_accounting(scene))
+    console.print(Rule("the alert for the burst", align="left", style="dim"))
+    for line in alert_lines(found[-1]) if found else ["none"]:
+        console.print(line)
+    if quiet := len({alert.id for alert in scene.alerts} - {alert.id for alert in found}):
+        console.print(f"and {quiet} in the quiet time before it: something else was going on here")
+    for url in kept:
+        console.print(f"{url} keeps what this run wrote under the namespace above", style="dim")
+    console.print(Rule("try next", align="left", style="dim"))
+    console.print(_next())
+
+
+def _accounting(scene: Scene) -> RenderableType:
+    table = Table.grid(padding=(0, 3, 0, 0))
+    for justify in ("left", "right", "left", "right"):
+        table.add_column(justify=justify)
+    bins = [(name.replace("_", " "), f"{count:,}") for name, count in scene.bins.items()]
+    half = len(bins) // 2
+    for left, right in zip(bins[:half], bins[half:], strict=True):
+        table.add_row(*left, *right)
+    total = sum(scene.bins.values())
+    equal = "=" if total == scene.records_read == scene.sent else "is not"
+    said = (
+        f"sum of the bins {total:,} {equal} {scene.records_read:,} records read {equal} {scene.sent:,} sent"
+    )
+    return Group(table, said)
+
+
+def _next() -> RenderableType:
+    program = "offbeat" if shutil.which("offbeat") else sys.argv[0]
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for command, purpose in (
+        ("config example > offbeat.yaml", "settings to begin with"),
+        ("train --help", "learn from a topic or from recorded files"),
+        ("run", "one worker a stream, until you stop it"),
+    ):
+        table.add_row(Text(f"{program} {command}", "bold"), purpose)
+    return table

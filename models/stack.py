@@ -36,11 +36,15 @@ class Stack:
     network: Autoencoder
     scaling: Scaling
     _inverse: Tensor = field(init=False)
+    _each_row: Tensor = field(init=False)
     _buffers: dict[str, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         inverse = (1 / self.scaling.spread).clip(1 / _FLOAT32_SAFE, _FLOAT32_SAFE)
-        self._inverse = torch.from_numpy(inverse.astype(np.float32))
+        features = inverse.shape[1]
+        rows = self.network.weights[0].shape[1] // features
+        self._inverse = torch.from_numpy(np.tile(inverse.astype(np.float32), rows))
+        self._each_row = torch.eye(features).repeat(1, rows)
 
     def score(self, windows: Windows) -> Errors:
         """The root of the mean absolute residual, over the window and over its last row alone.
@@ -106,14 +110,17 @@ class Stack:
     def _errors(self, models: slice | Tensor, tail: Tensor, offset: Tensor) -> Tensor:
         """Errors float32[2, G, P] of G models' windows float32[G, P, W, F] and offsets float32[G, P, F]."""
         groups, padded, rows, features = tail.shape
-        size = groups * padded
-        target = self._buffer("target", size, tail[0]).view_as(tail)
-        torch.addcmul(offset.unsqueeze(2), tail, self._inverse[models].view(-1, 1, 1, features), out=target)
+        size, width = groups * padded, rows * features
+        shape = groups, padded, width
+        target = self._buffer("target", size, tail[0]).view(size, width)
+        # A product with ones and zeros is exact, and faster than broadcasting over rows of a few features.
+        torch.mm(offset.view(size, features), self._each_row, out=target)
+        target = target.view(shape)
+        target.addcmul_(tail.view(shape), self._inverse[models].unsqueeze(1))
         target.clamp_(-TARGET_CLIP, TARGET_CLIP)
-        inputs = self._buffer("inputs", size, tail[0]).view_as(tail)
+        inputs = self._buffer("inputs", size, tail[0]).view(shape)
         torch.clamp(target, -INPUT_CLIP, INPUT_CLIP, out=inputs)
-        shape = (groups, padded, rows * features)
-        residual = self.network.pick(models).reconstruct(inputs.view(shape)).sub_(target.view(shape)).abs_()
+        residual = self.network.pick(models).reconstruct(inputs).sub_(target).abs_()
         return torch.stack([residual.mean(-1), residual[..., -features:].mean(-1)]).sqrt_()
 
     def _buffer(self, name: str, rows: int, like: Tensor) -> Tensor:

@@ -175,12 +175,14 @@ def open_parts(
 
     Raises:
         NotFound: the input topic does not exist.
-        OffbeatError: what :func:`open_bus` and :func:`open_state` raise.
+        StoreDown, BusDown: a server cannot be reached; trying again can help.
+        OffbeatError: what else :func:`open_bus` and :func:`open_state` raise.
     """
     from pipeline.loop import Parts
 
     models = StreamModels(config, stream)
     with open_state(config) as server, open_bus(config.bus) as broker:
+        server.ping()
         require_input(config, stream, broker)
         broker.admin().create(output_topics(config))
         bus = broker.bus(

@@ -40,7 +40,7 @@ class _Teller:
 
     def __init__(self, who: str, *, json: bool) -> None:
         self._who, self._json = who, json
-        self._doing, self._at = "", 0.0
+        self._doing, self._told, self._at = "", "", 0.0
         self.status: Status | None = None
 
     def on_status(self, status: Status) -> None:
@@ -57,10 +57,11 @@ class _Teller:
         if self._json:
             self._object("status", dataclasses.asdict(status))
         else:
-            self._line(_sentence(status))
+            self._line(_sentence(status, told=self._told))
 
     def notice(self, message: str) -> None:
         """What a person should know."""
+        self._told = message
         if self._json:
             self._object("notice", {"message": message})
         else:
@@ -85,10 +86,11 @@ class _Teller:
         sys.stdout.flush()
 
 
-def _sentence(status: Status) -> str:
+def _sentence(status: Status, *, told: str) -> str:
+    """A status for people, without the message that they were told last."""
     read = sum(status.bins.values())
     bins = ", ".join(f"{name} {count:,}" for name, count in status.bins.items() if count)
-    message = "" if status.message in {"scoring", status.doing} else f" ({status.message})"
+    message = "" if status.message in {"scoring", status.doing, told} else f" ({status.message})"
     return (
         f"{status.doing}{message}: {read:,} records read"
         + (f" ({bins})" if bins else "")

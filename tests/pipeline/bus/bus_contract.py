@@ -158,5 +158,13 @@ def turn_until(holds: Callable[[], object], *members: Follower) -> None:
             member.turn()
 
 
+def wait_until(holds: Callable[[], object]) -> None:
+    """For what comes about by itself: a transaction's positions show a moment after its commit."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not holds():
+        assert time.monotonic() < deadline, "did not come about in time"
+        time.sleep(0.01)
+
+
 def numbered(count: int, start: int = 0) -> Sequence[bytes]:
     return [b"%d" % i for i in range(start, start + count)]

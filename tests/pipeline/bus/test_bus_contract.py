@@ -6,7 +6,7 @@ import time
 import uuid
 
 import pytest
-from bus_contract import Log, Row, numbered, rows, turn_until
+from bus_contract import Log, Row, numbered, rows, turn_until, wait_until
 
 from pipeline.errors import NotFound, Refused
 from pipeline.records import Send, TopicPartition, TopicSpec
@@ -132,7 +132,7 @@ def test_a_commit_writes_sends_and_positions(log: Log) -> None:
 
     assert [row.value for row in log.contents(out, 0)] == [b"first"]
     assert [row.value for row in log.contents(out, 1)] == [b"second"]
-    assert log.admin.committed(name, topic) == {0: 3}
+    wait_until(lambda: log.admin.committed(name, topic) == {0: 3})
 
 
 def test_a_commit_may_carry_positions_or_sends_alone(log: Log) -> None:
@@ -143,7 +143,7 @@ def test_a_commit_may_carry_positions_or_sends_alone(log: Log) -> None:
     member.bus.commit(member.token, {TopicPartition(topic, 0): 2}, [])
     member.bus.commit(member.token, {}, [Send(out, None, b"alone")])
 
-    assert log.admin.committed(name, topic) == {0: 2}
+    wait_until(lambda: log.admin.committed(name, topic) == {0: 2})
     assert [row.value for row in log.contents(out)] == [b"alone"]
 
 
@@ -222,7 +222,7 @@ def test_after_a_refusal_what_is_owned_is_announced_again(impatient_log: Log) ->
     member.joined(2).read(5).commit(Send(out, None, b"accepted"))
 
     assert [row.value for row in log.contents(out)] == [b"accepted"]
-    assert log.admin.committed(name, topic) == {0: 3, 1: 2}
+    wait_until(lambda: log.admin.committed(name, topic) == {0: 3, 1: 2})
 
 
 @pytest.mark.parametrize(("partitions", "column"), [(4, 0), (16, 1)])

@@ -6,11 +6,11 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pytest
-from bus_contract import DEADLINE_S, Follower, Log, numbered, turn_until
+from bus_contract import DEADLINE_S, Follower, Log, numbered, turn_until, wait_until
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as KafkaPartition
 from kafka.admin import MemberToRemove
@@ -62,13 +62,6 @@ def kafka_bus(member: Follower) -> KafkaBus:
 
 def group() -> str:
     return f"group-{uuid.uuid4().hex}"
-
-
-def wait_until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < deadline, "did not come about in time"
-        time.sleep(0.01)
 
 
 class Pending:
@@ -127,7 +120,7 @@ def test_positions_of_a_refused_commit_are_not_committed_by_the_next(log: Log, k
     member.joined(2)
     member.bus.commit(member.token, {TopicPartition(topic, 1): 1}, [])
 
-    assert log.admin.committed(name, topic) == {1: 1}
+    wait_until(lambda: log.admin.committed(name, topic) == {1: 1})
 
 
 # T2: once evicted the client's metadata say generation -1, and the broker accepts a commit with them.
@@ -345,7 +338,7 @@ def test_an_output_topic_that_does_not_exist_is_named_and_not_created(log: Log) 
 
     assert "no-such-output" not in log.admin.describe().topics
     member.commit()
-    assert log.admin.committed(name, topic) == {0: 1}
+    wait_until(lambda: log.admin.committed(name, topic) == {0: 1})
 
 
 # Control records move the position where no record is, and that has to be committed too.
@@ -361,7 +354,7 @@ def test_markers_and_aborted_records_move_the_position(log: Log, kafka_bootstrap
     member.commit()
 
     assert member.values(topic) == [b"kept"]
-    assert log.admin.committed(name, topic) == {0: 5}
+    wait_until(lambda: log.admin.committed(name, topic) == {0: 5})
     assert member.ends[at] == log.reader.bounds(topic)[0].end_offset == 5
     batch = log.reader.read(at, 2, 10, 1.0)
     assert (len(batch), batch.next_offset) == (0, 5)

@@ -24,7 +24,7 @@ SCORED, WARMING, WAITING = int(Bin.SCORED), int(Bin.WARMING), int(Bin.WAITING_MO
 MERGED, PENDING, LATE = int(Bin.MERGED), int(Bin.PENDING), int(Bin.LATE)
 DUPLICATE, OVER_LIMIT = int(Bin.DUPLICATE), int(Bin.OVER_LIMIT)
 
-ROW, FILL, SILENT, BACK, GONE = 0, 1, 2, 3, 4
+ROW, FILL, SILENT, BACK, GONE, BEGUN = 0, 1, 2, 3, 4, 5
 _METRIC_SHIFT = 48
 """A held reading is its time within the cell, below this bit, and its metric above it."""
 
@@ -48,9 +48,10 @@ class Columns(NamedTuple):
 class Items(NamedTuple):
     """What came of the records, in order: rows, and what the clock brought.
 
-    kind uint8 (ROW, FILL: a row held over a hole, SILENT, BACK, GONE), slot int32, time_ns, offset int64 of
-    the record behind it, window int32 (index into ``tails``, -1 without), fresh uint8 (first row of a
-    window), values float64[., F] after the transforms; tails float32[., W, F], anchors float64[., F];
+    kind uint8 (ROW, FILL: a row held over a hole, SILENT, BACK, GONE, BEGUN: a series is live from this
+    record on), slot int32, time_ns, offset int64 of the record behind it, window int32 (index into ``tails``,
+    -1 without), fresh uint8 (first row of a window), values float64[., F] after the transforms;
+    tails float32[., W, F], anchors float64[., F];
     size int64[2]: items and windows in use; closing float64[F]: room for the row of a cell being closed.
     """
 
@@ -240,7 +241,7 @@ def _schedule(table: Table, policy: AlignPolicy, slot: int) -> None:
 
 
 @kernel
-def _begin(table: Table, slot: int, offset: int) -> None:
+def _begin(table: Table, items: Items, slot: int, time_ns: int, offset: int) -> None:
     """A series is live from this record on; nothing is left of an earlier life in the same slot."""
     series, row = table.series, table.series.rows[slot]
     row.live = 1
@@ -262,6 +263,7 @@ def _begin(table: Table, slot: int, offset: int) -> None:
         series.cell_count[slot, k] = 0
         series.cell_held[slot, k] = 0
     table.clock[1] += 1
+    _item(items, BEGUN, slot, time_ns, offset)
 
 
 @kernel
@@ -375,9 +377,14 @@ def take(
                 table.bins[OVER_LIMIT] += 1
                 i += 1
                 continue
-            _begin(table, slot, columns.offset[i])
+            _begin(table, items, slot, columns.time_ns[i], columns.offset[i])
         table.bins[_read(table, policy, items, columns, i)] += 1
-        _schedule(table, policy, slot)
+        if row.last_ns == NEVER:
+            # all that is known of it came too late: it is no series yet
+            row.live = 0
+            table.clock[1] -= 1
+        else:
+            _schedule(table, policy, slot)
         i += 1
     return i
 

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from pipeline.accounting import Bin
 from pipeline.alerts import Alert, DeadLetter, FeatureEvidence, Source, alert_id, timestamp
-from pipeline.align import FILL, Columns, Items, Table, has_room, sweep, take
+from pipeline.align import BEGUN, FILL, Columns, Items, Table, has_room, sweep, take
 from pipeline.config import Stream
 from pipeline.episodes import FIRED
 from pipeline.judge import IS_GONE, SILENCE, Verdicts, judge
 from pipeline.policy import align_policy, judge_policy
 from pipeline.ports import Errors, Float32s, Float64s, Int32s, Scorer, Windows
 from pipeline.readings import Decoder, Rejected
-from pipeline.records import Int64s, RecordBatch, TopicPartition
+from pipeline.records import Int64s, RecordBatch
 from pipeline.series import Layout, PartitionState
 
 LETTERS_PER_S = 1_000
@@ -72,7 +72,7 @@ class _Piece:
     """A part of a batch that has been scored."""
 
     state: PartitionState
-    partition: TopicPartition
+    batch: RecordBatch
     scorer: Scorer | None
     windows: Windows
     errors: Errors
@@ -112,7 +112,7 @@ class Detector:
         self._assign(state, readings.columns, scorer)
         for windows in self._pieces(state, readings.columns, has_model=scorer is not None):
             errors = scorer.score(windows) if scorer is not None and len(windows) else _NO_ERRORS
-            self._verdict(_Piece(state, batch.partition, scorer, windows, errors), outputs)
+            self._verdict(_Piece(state, batch, scorer, windows, errors), outputs)
         self._release(state, readings.columns.slot)
         state.next_offset = batch.next_offset
         return outputs
@@ -201,11 +201,27 @@ class Detector:
                     out.threshold[judged],
                 )
             )
-        if out.size[0]:
-            self._alerts(piece, outputs)
+        labels = self._labels(piece)
+        if labels:
+            self._alerts(piece, labels, outputs)
 
-    def _alerts(self, piece: _Piece, outputs: Outputs) -> None:
-        state, partition, errors = piece.state, piece.partition, piece.errors
+    def _labels(self, piece: _Piece) -> list[tuple[str, ...]]:
+        """The labels of each change's series, which are those of the record that began it."""
+        state, batch, items = piece.state, piece.batch, self._items
+        n, changed = int(items.size[0]), self._verdicts.item[: self._verdicts.size[0]].tolist()
+        begun = np.flatnonzero(items.kind[:n] == BEGUN).tolist() if self._stream.events.labels else []
+        labels, done = [], 0
+        for item in [*changed, n]:
+            while done < len(begun) and begun[done] < item:
+                row = int(np.searchsorted(batch.offset, items.offset[begun[done]]))
+                state.relabel(int(items.slot[begun[done]]), self._decoder.labels(batch.value(row) or b""))
+                done += 1
+            if item < n:
+                labels.append(state.labels[items.slot[item]])
+        return labels
+
+    def _alerts(self, piece: _Piece, labels: list[tuple[str, ...]], outputs: Outputs) -> None:
+        state, partition, errors = piece.state, piece.batch.partition, piece.errors
         items, out = self._items, self._verdicts
         changes = int(out.size[0])
         window = items.window[out.item[:changes]]
@@ -228,7 +244,7 @@ class Detector:
                     namespace=self._namespace,
                     stream=self._name,
                     series=series,
-                    labels=dict(zip(self._stream.events.labels, state.labels[slot], strict=False)),
+                    labels=dict(zip(self._stream.events.labels, labels[change], strict=False)),
                     started_at=timestamp(start_ns),
                     at=timestamp(int(items.time_ns[item])),
                     score=float(out.score[item]) if judged else None,

@@ -232,16 +232,13 @@ class Decoder:
         keys: list[Hashable] = list(map(self._series, events))
         found = list(map(state.index.get, keys))
         if None in found:
-            fresh: dict[Hashable, int] = {}
-            for i, slot in enumerate(found):
-                if slot is None and good[i] and keys[i] not in fresh:
-                    fresh[keys[i]] = i
-            names, refused = self._names(list(fresh))
-            state.add(
-                [key for key in fresh if key not in refused],
-                names,
-                [self._label(events[i]) for key, i in fresh.items() if key not in refused],
+            fresh = list(
+                dict.fromkeys(
+                    key for key, slot, ok in zip(keys, found, good, strict=True) if slot is None and ok
+                )
             )
+            names, refused = self._names(fresh)
+            state.add([key for key in fresh if key not in refused], names)
             for i, key in enumerate(keys):
                 if good[i] and key in refused:
                     rejected.append(Rejected(int(rows[i]), refused[key]))
@@ -262,7 +259,9 @@ class Decoder:
                 names.append(name)
         return names, refused
 
-    def _label(self, event: Any) -> tuple[str, ...]:  # noqa: ANN401 - a struct made at run time
+    def labels(self, value: bytes) -> tuple[str, ...]:
+        """The labels in a record that could be read; empty where there are none."""
+        event = self._decode(value)
         values = [label(event) for label in self._labels]
         return tuple("" if value is None else str(value).replace("\x1f", " ") for value in values)
 

@@ -56,7 +56,7 @@ _ROW = [
 _CELL = [
     ("index", "i8"),  # time // every
     ("offset", "i8"),  # newest record merged
-    ("readings", "i4"),  # 0 is a free cell
+    ("readings", "i8"),  # 0 is a free cell
 ]
 
 
@@ -147,6 +147,7 @@ def _record(fields: list[tuple[str, str]]) -> np.dtype[np.void]:
     """An aligned format whose fields read as attributes, also where the kernels run uncompiled.
 
     No field may have the name of an attribute of NumPy's own, such as `mean`: it would hide the field there.
+    Fields leave no bytes between them: what stands there is not copied, and equal rows would differ.
     """
     return np.dtype((np.record, np.dtype(fields, align=True)))
 
@@ -185,7 +186,7 @@ class PartitionState:
         topic_id: the topic that these rows were read from.
         series: the state of all series by slot.
         names: the series key of each slot, None where the slot is free.
-        labels: the labels of each slot, as first seen.
+        labels: the labels of each slot, from the record that began its series.
         index: slot by whatever an event names its series with.
         dirty: bool[capacity], changed since the last checkpoint.
         model, calibration: see :class:`pipeline.ports.Calibrated`, by slot.
@@ -225,15 +226,21 @@ class PartitionState:
         """structured[capacity], the scalars of each series."""
         return self.series.rows
 
-    def add(self, keys: Sequence[Hashable], names: Sequence[str], labels: Sequence[tuple[str, ...]]) -> None:
+    def add(self, keys: Sequence[Hashable], names: Sequence[str]) -> None:
         """Give slots to series not known yet; they become live with their first good reading."""
-        for key, name, label in zip(keys, names, labels, strict=True):
+        for key, name in zip(keys, names, strict=True):
             slot = self.index.get(name)
             if slot is None:
                 slot = self.free.pop() if self.free else len(self.names)
                 self._reserve(slot + 1)
-                self._name(slot, name, label)
+                self._name(slot, name, ())
             self.index[key] = slot
+
+    def relabel(self, slot: int, labels: tuple[str, ...]) -> None:
+        """A series begins with these labels; what an earlier life of it stored under others goes."""
+        if self.labels[slot] not in {(), labels}:
+            self.removed.append((slot, self._stored_name(slot)))
+        self.labels[slot] = labels
 
     def _name(self, slot: int, name: str, label: tuple[str, ...]) -> None:
         while len(self.names) <= slot:

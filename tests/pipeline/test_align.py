@@ -155,6 +155,16 @@ class TestOnAGrid:
 
         assert feed.bins == {"pending": 1, "late": 1}
 
+    def test_a_series_of_which_all_came_too_late_is_no_series_and_not_silent(self) -> None:
+        feed = Feed(stream(every="10s", late="0s", silent_after="30s", max_series=2))
+
+        feed.send(reading("a", 100), reading("b", 5), reading("c", 101))
+        feed.send(reading("d", 102))
+
+        assert feed.bins == {"pending": 2, "late": 1, "over_limit": 1}
+        assert feed.alerts == []
+        assert sorted(filter(None, feed.state.names)) == ["a", "c"]
+
     def test_records_may_come_out_of_order_within_late(self) -> None:
         feed = Feed(stream(every="10s", late="20s", window=3, combine="last"))
 

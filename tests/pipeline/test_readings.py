@@ -146,6 +146,32 @@ class TestSeries:
 
         assert feed.state.labels[feed.state.index["a"]] == ("north pole", "7", "1.5", "")
 
+    def test_labels_are_those_of_the_record_that_began_the_life_that_an_alert_is_about(self) -> None:
+        events = [
+            reading("a", 0, site="north"),
+            reading("b", 100, site="west"),
+            reading("a", 101, site="south"),
+            reading("b", 150, site="east"),
+        ]
+        settings = stream(labels=["site"], silent_after="30s", forget_after="90s")
+        whole, single = Feed(settings), Feed(settings)
+
+        whole.send(*events)
+        single.each(*events)
+
+        for feed in (whole, single):
+            of_a = [(alert.reason, alert.labels["site"]) for alert in feed.alerts if alert.series == "a"]
+            assert of_a == [("no events", "north"), ("gone", "north"), ("no events", "south")]
+
+    def test_a_record_over_the_limit_gives_no_labels(self) -> None:
+        feed = Feed(stream(labels=["site"], max_series=1, forget_after="90s"))
+
+        feed.send(
+            reading("a", 0, site="north"), reading("b", 1, site="west"), reading("b", 100, site="south")
+        )
+
+        assert feed.state.labels[feed.state.index["b"]] == ("south",)
+
     def test_a_series_whose_records_are_all_refused_takes_no_slot(self) -> None:
         feed = Feed(stream(missing="reject"))
 

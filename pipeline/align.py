@@ -374,6 +374,8 @@ def take(
             if table.clock[1] >= policy.max_series:
                 if swept != i and table.clock[2] <= table.clock[0]:
                     return i
+                # its time counts: else a bound full of series that are no more would hold for ever
+                table.clock[0] = max(table.clock[0], min(columns.time_ns[i], columns.limit_ns[i]))
                 table.bins[OVER_LIMIT] += 1
                 i += 1
                 continue

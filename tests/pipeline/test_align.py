@@ -416,12 +416,13 @@ class TestBoundOnSeries:
         assert feed.bins == {"warming": 2, "scored": 1, "over_limit": 2}
         assert sorted(filter(None, feed.state.names)) == ["a", "b"]
 
-    def test_a_series_over_the_limit_moves_no_clock(self) -> None:
-        feed = Feed(stream(max_series=1, every="10s", late="0s"))
+    def test_a_bound_full_of_series_that_are_no_more_gives_way(self) -> None:
+        feed = Feed(stream(max_series=1, forget_after="100s"))
 
-        feed.send(reading("a", 0), reading("b", 50))
+        feed.send(reading("a", 0), reading("b", 100), reading("b", 101))
 
-        assert feed.bins == {"pending": 1, "over_limit": 1}
+        assert feed.bins == {"warming": 2, "over_limit": 1}
+        assert list(filter(None, feed.state.names)) == ["b"]
 
     def test_forgetting_makes_room_within_a_batch(self) -> None:
         feed = Feed(stream(max_series=2, forget_after="100s"))

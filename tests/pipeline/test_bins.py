@@ -82,10 +82,11 @@ class Model:
         if name not in self.live:
             if len(self.live) == self.events.max_series:
                 self.bins["over_limit"] += 1
+                self.move_clock(time)
                 return
             self.live[name] = Life(offset)
-        self.clock = max(self.clock, time)
         life = self.live[name]
+        self.clock = max(self.clock, time)
         if self.every is not None:
             self.close(name, self.clock)
             bin_ = self.merge(life, offset, time, values, metric)
@@ -101,8 +102,12 @@ class Model:
                 life.silent_since = None
         if life.last is None:  # all that is known of it came too late: it is no series yet
             del self.live[name]
-        for other in list(self.live):
-            self.settle(other)
+        self.move_clock(time)
+
+    def move_clock(self, time: int) -> None:
+        self.clock = max(self.clock, time)
+        for name in list(self.live):
+            self.settle(name)
 
     def decoded(
         self, value: bytes | None, stamp_s: float

@@ -167,7 +167,10 @@ class TestSeries:
         feed = Feed(stream(labels=["site"], max_series=1, forget_after="90s"))
 
         feed.send(
-            reading("a", 0, site="north"), reading("b", 1, site="west"), reading("b", 100, site="south")
+            reading("a", 0, site="north"),
+            reading("b", 1, site="west"),
+            reading("b", 91, site="west"),
+            reading("b", 92, site="south"),
         )
 
         assert feed.state.labels[feed.state.index["b"]] == ("south",)

@@ -15,6 +15,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+KAFKA_IMAGE = "confluentinc/cp-kafka:8.1.0"
+NO_KAFKA = (
+    "no Kafka broker: set KAFKA_BOOTSTRAP_SERVERS to one, or KAFKA_HOME to a distribution, or start Docker"
+)
 BROKER_SETTINGS = {
     "process.roles": "broker,controller",
     "node.id": "1",
@@ -46,6 +50,51 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         set_death_signal = 1
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
+@contextmanager
+def kafka_broker(folder: Path) -> Iterator[str | None]:
+    """``host:port`` of a broker: KAFKA_BOOTSTRAP_SERVERS, else Docker, else a distribution in KAFKA_HOME.
+
+    None without any of them. What a started distribution writes stays under ``folder``.
+    """
+    if servers := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
+        yield servers
+    elif _docker_answers():
+        with _kafka_container() as bootstrap:
+            yield bootstrap
+    elif home := os.environ.get("KAFKA_HOME"):
+        with kafka_server(Path(home), folder) as bootstrap:
+            yield bootstrap
+    else:
+        yield None
+
+
+def _docker_answers() -> bool:
+    if not os.environ.get("DOCKER_HOST") and not Path("/var/run/docker.sock").exists():
+        return False
+    import docker  # noqa: PLC0415 - tests without a broker run without it
+    from docker.errors import DockerException  # noqa: PLC0415
+
+    try:
+        client = docker.from_env()
+    except DockerException:
+        return False
+    client.close()
+    return True
+
+
+@contextmanager
+def _kafka_container() -> Iterator[str]:
+    from testcontainers.kafka import KafkaContainer  # noqa: PLC0415 - only where Docker answers
+
+    container = KafkaContainer(KAFKA_IMAGE).with_kraft()
+    container.with_env("KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR", "1")
+    container.with_env("KAFKA_TRANSACTION_STATE_LOG_MIN_ISR", "1")
+    container.with_env("KAFKA_GROUP_MIN_SESSION_TIMEOUT_MS", "500")
+    container.with_env("KAFKA_TRANSACTION_ABORT_TIMED_OUT_TRANSACTION_CLEANUP_INTERVAL_MS", "500")
+    with container as started:
+        yield started.get_bootstrap_server()
 
 
 @contextmanager

@@ -39,8 +39,10 @@ class State(StrEnum):
     RESOLVED = "resolved"
 
 
-StreamName = Annotated[str | None, typer.Option("--stream", "-s", help="Only of this stream.")]
-SeriesName = Annotated[str | None, typer.Option("--series", help="Only of this series.")]
+StreamName = Annotated[
+    str | None, typer.Option("--stream", "-s", metavar="NAME", help="Only of this stream.")
+]
+SeriesName = Annotated[str | None, typer.Option("--series", metavar="NAME", help="Only of this series.")]
 KindName = Annotated[Kind | None, typer.Option("--kind", help="Only of this kind.")]
 StateName = Annotated[State | None, typer.Option("--state", help="Only in this state.")]
 
@@ -68,8 +70,12 @@ def tail(
     series: SeriesName = None,
     kind: KindName = None,
     state: StateName = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Of the past, to begin with.")] = 10,
-    seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Stop after so long.")] = None,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", metavar="N", min=0, help="Of the past, to begin with.")
+    ] = 10,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", metavar="S", min=0, help="Stop after so long.")
+    ] = None,
     config: ConfigFile = DEFAULT_CONFIG,
     json: Json = False,
 ) -> None:
@@ -94,7 +100,9 @@ def list_alerts(
     series: SeriesName = None,
     kind: KindName = None,
     state: StateName = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, the latest.")] = 50,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, help="At most so many, the latest.")
+    ] = 50,
     config: ConfigFile = DEFAULT_CONFIG,
     json: Json = False,
 ) -> None:

@@ -11,7 +11,9 @@ from offbeat.cli.options import Json
 
 def demo(
     *,
-    seconds: Annotated[float, typer.Option("--seconds", min=20, max=3600, help="How long it learns.")] = 45,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="S", min=20, max=3600, help="How long it learns.")
+    ] = 45,
     bus: Annotated[
         str | None,
         typer.Option(

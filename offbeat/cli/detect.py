@@ -106,19 +106,30 @@ def detect(
     slot: Annotated[
         int | None,
         typer.Option(
-            "--slot", min=0, max=9_999, help="This worker's number; default: the first that is free."
+            "--slot",
+            metavar="N",
+            min=0,
+            max=9_999,
+            help="This worker's number; default: the first that is free.",
         ),
     ] = None,
-    seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Stop after so long.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", metavar="S", min=0, help="Stop after so long.")
+    ] = None,
     until_idle: Annotated[
         float | None,
         typer.Option(
-            "--until-idle", min=0, help="Stop when all is read and nothing came for so many seconds."
+            "--until-idle",
+            metavar="S",
+            min=0,
+            help="Stop when all is read and nothing came for so many seconds.",
         ),
     ] = None,
     metrics_port: Annotated[
         int | None,
-        typer.Option("--metrics-port", min=1, max=65_535, help="Serve Prometheus metrics on 127.0.0.1."),
+        typer.Option(
+            "--metrics-port", metavar="PORT", min=1, max=65_535, help="Serve Prometheus metrics on 127.0.0.1."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

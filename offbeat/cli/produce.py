@@ -46,21 +46,31 @@ group = typer.Typer(no_args_is_help=True, help="Write events into a topic.")
 
 StreamName = Annotated[
     str | None,
-    typer.Option("--stream", "-s", help="Write into the topic of this stream; checks that it fits."),
+    typer.Option(
+        "--stream", "-s", metavar="NAME", help="Write into the topic of this stream; checks that it fits."
+    ),
 ]
-Topic = Annotated[str | None, typer.Option("--topic", help="Write into this topic instead of a stream's.")]
+Topic = Annotated[
+    str | None, typer.Option("--topic", metavar="NAME", help="Write into this topic instead of a stream's.")
+]
 BusUrl = Annotated[
     str | None,
     typer.Option("--bus", metavar="URL", help="With --topic: the bus, instead of the configured one."),
 ]
 Partitions = Annotated[
-    int, typer.Option("--partitions", min=1, max=10_000, help="Of the topic, if it has to be made.")
+    int,
+    typer.Option("--partitions", metavar="N", min=1, max=10_000, help="Of the topic, if it has to be made."),
 ]
-Seconds = Annotated[float | None, typer.Option("--seconds", min=0, help="Stop after so long.")]
-Events = Annotated[int | None, typer.Option("--events", min=1, help="Stop after so many events.")]
-Rate = Annotated[float | None, typer.Option("--rate", help="Events a second; default: as fast as possible.")]
+Seconds = Annotated[float | None, typer.Option("--seconds", metavar="S", min=0, help="Stop after so long.")]
+Events = Annotated[
+    int | None, typer.Option("--events", metavar="N", min=1, help="Stop after so many events.")
+]
+Rate = Annotated[
+    float | None, typer.Option("--rate", metavar="N", help="Events a second; default: as fast as possible.")
+]
 Speed = Annotated[
-    float | None, typer.Option("--speed", help="At the recorded pace, so many times as fast; 1 is real time.")
+    float | None,
+    typer.Option("--speed", metavar="X", help="At the recorded pace, so many times as fast; 1 is real time."),
 ]
 
 
@@ -222,9 +232,12 @@ def host(
     bus: BusUrl = None,
     partitions: Partitions = 1,
     config: ConfigFile = DEFAULT_CONFIG,
-    per_second: Annotated[float, typer.Option("--per-second", help="Readings a second, up to 100.")] = 15.0,
+    per_second: Annotated[
+        float, typer.Option("--per-second", metavar="N", help="Readings a second, up to 100.")
+    ] = 15.0,
     name: Annotated[
-        str | None, typer.Option("--host", help="The name in the events; default: this machine's.")
+        str | None,
+        typer.Option("--host", metavar="NAME", help="The name in the events; default: this machine's."),
     ] = None,
     seconds: Seconds = None,
     events: Events = None,
@@ -260,7 +273,9 @@ def host(
 @group.command(epilog="Example: `offbeat produce files 'data/*.csv' --stream pumps --speed 60`")
 def files(
     *,
-    paths: Annotated[list[str], typer.Argument(help="CSV, JSONL or Parquet files, or patterns.")],
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="CSV, JSONL or Parquet files, or patterns.")
+    ],
     stream: StreamName = None,
     topic: Topic = None,
     bus: BusUrl = None,
@@ -323,19 +338,27 @@ def synthetic(
     bus: BusUrl = None,
     partitions: Partitions = 1,
     config: ConfigFile = DEFAULT_CONFIG,
-    series: Annotated[int, typer.Option("--series", help="Number of series.")] = 10,
-    features: Annotated[int, typer.Option("--features", help="Number of features.")] = 4,
-    rows: Annotated[int, typer.Option("--rows", help="Rows of each series.")] = 1_440,
-    every: Annotated[float, typer.Option("--every", help="Seconds between two rows of a series.")] = 60.0,
-    start: Annotated[str, typer.Option("--start", help="Time of the first row.")] = "2026-01-01",
-    faults: Annotated[int, typer.Option("--faults", help="Number of faults, over all series.")] = 0,
+    series: Annotated[int, typer.Option("--series", metavar="N", help="Number of series.")] = 10,
+    features: Annotated[int, typer.Option("--features", metavar="N", help="Number of features.")] = 4,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Rows of each series.")] = 1_440,
+    every: Annotated[
+        float, typer.Option("--every", metavar="S", help="Seconds between two rows of a series.")
+    ] = 60.0,
+    start: Annotated[
+        str, typer.Option("--start", metavar="TIME", help="Time of the first row.")
+    ] = "2026-01-01",
+    faults: Annotated[
+        int, typer.Option("--faults", metavar="N", help="Number of faults, over all series.")
+    ] = 0,
     kinds: Annotated[
-        list[str] | None, typer.Option("--kind", help="Only faults of this kind; may be given several times.")
+        list[str] | None,
+        typer.Option("--kind", metavar="KIND", help="Only faults of this kind; may be given several times."),
     ] = None,
     clean_rows: Annotated[
-        int, typer.Option("--clean-rows", help="Rows at the start of each series without faults.")
+        int,
+        typer.Option("--clean-rows", metavar="N", help="Rows at the start of each series without faults."),
     ] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="What all randomness follows from.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="What all randomness follows from.")] = 0,
     labels: Annotated[
         Path | None, typer.Option("--labels", metavar="FILE", help="Write where the faults stand, as JSONL.")
     ] = None,

@@ -23,21 +23,31 @@ class OnBadRow(StrEnum):
 
 
 TimeColumn = Annotated[
-    str | None, typer.Option("--time-column", help="Default: the first that is named like a time.")
+    str | None,
+    typer.Option("--time-column", metavar="COLUMN", help="Default: the first that is named like a time."),
 ]
 TimeFormat = Annotated[
     str,
-    typer.Option("--time-format", help="auto, iso, s, ms, us, ns, or a pattern such as '%d/%m/%Y %H:%M'."),
+    typer.Option(
+        "--time-format",
+        metavar="FORMAT",
+        help="auto, iso, s, ms, us, ns, or a pattern such as '%d/%m/%Y %H:%M'.",
+    ),
 ]
 SeriesColumn = Annotated[
-    str | None, typer.Option("--series-column", help="The column that names the series.")
+    str | None, typer.Option("--series-column", metavar="COLUMN", help="The column that names the series.")
 ]
 SeriesName = Annotated[
-    str | None, typer.Option("--series", help="One series for all rows; default: the file's name.")
+    str | None,
+    typer.Option("--series", metavar="NAME", help="One series for all rows; default: the file's name."),
 ]
 Values = Annotated[
     list[str] | None,
-    typer.Option("--value", help="A column of values; may be given several times; default: all of numbers."),
+    typer.Option(
+        "--value",
+        metavar="COLUMN",
+        help="A column of values; may be given several times; default: all of numbers.",
+    ),
 ]
 OnError = Annotated[OnBadRow, typer.Option("--on-error", help="At a row that cannot be read.")]
 

@@ -18,9 +18,11 @@ def run(
     *,
     config: ConfigFile = DEFAULT_CONFIG,
     workers: Annotated[
-        int, typer.Option("--workers", min=1, max=64, help="Worker processes of each stream.")
+        int, typer.Option("--workers", metavar="N", min=1, max=64, help="Worker processes of each stream.")
     ] = 1,
-    seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Stop after so long.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", metavar="S", min=0, help="Stop after so long.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run every stream: one `detect` process for each stream and slot, restarted when it crashes.

@@ -53,4 +53,5 @@ def stopping(*, grace_s: int | None = None) -> Iterator[Stop]:
     finally:
         for number, handler in zip(asked, before, strict=True):
             signal.signal(number, handler)
-        signal.alarm(0)
+        if stop.asked and grace_s is not None:
+            signal.alarm(0)

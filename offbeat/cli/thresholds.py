@@ -27,7 +27,7 @@ def show(
     *,
     stream: Annotated[str, typer.Argument(metavar="STREAM", help="The stream.")],
     series: Annotated[str | None, typer.Argument(metavar="[SERIES]", help="One series, in full.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many series.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="At most so many series.")] = 100,
     config: ConfigFile = DEFAULT_CONFIG,
     json: Json = False,
 ) -> None:

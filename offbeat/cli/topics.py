@@ -19,7 +19,10 @@ def create(
         list[str] | None, typer.Argument(metavar="[STREAM]...", help="Only the topics of these streams.")
     ] = None,
     partitions: Annotated[
-        int, typer.Option("--partitions", min=1, max=10_000, help="Of an input topic that has to be made.")
+        int,
+        typer.Option(
+            "--partitions", metavar="N", min=1, max=10_000, help="Of an input topic that has to be made."
+        ),
     ] = 1,
     config: ConfigFile = DEFAULT_CONFIG,
     json: Json = False,

@@ -60,12 +60,18 @@ def train(
         str | None, typer.Option("--to", metavar="TIME", help="Up to, and without, records of this time.")
     ] = None,
     first: Annotated[
-        float, typer.Option("--first", help="Only the first share of each series' rows, such as 0.15.")
+        float,
+        typer.Option(
+            "--first", metavar="SHARE", help="Only the first share of each series' rows, such as 0.15."
+        ),
     ] = 1.0,
     rows: Annotated[
         int | None,
         typer.Option(
-            "--rows", min=64, help="At most so many rows of a series, the newest; default: training.rows."
+            "--rows",
+            metavar="N",
+            min=64,
+            help="At most so many rows of a series, the newest; default: training.rows.",
         ),
     ] = None,
     files: Annotated[

@@ -78,7 +78,7 @@ def settings(features: tuple[host.Feature, ...], **places: str) -> str:
     """The text of the demo's offbeat.yaml, without the features that this machine does not give."""
     text = files("offbeat.demo").joinpath("settings.yaml").read_text(encoding="utf-8")
     missing = {f"{feature.name}:" for feature in set(host.FEATURES) - set(features)}
-    lines = [line for line in text.splitlines() if line.split()[0] not in missing]
+    lines = [line for line in text.splitlines() if line.split(maxsplit=1)[0] not in missing]
     # A JSON string is a YAML string, whatever stands in a path or a URL.
     values = {name: value if name == "namespace" else json.dumps(value) for name, value in places.items()}
     return string.Template("\n".join(lines) + "\n").substitute(values)
@@ -133,15 +133,15 @@ def _folder(name: str) -> Iterator[Path]:
     Raises:
         ConfigError: it cannot be made.
     """
-    folder = Path("build", name).absolute()
-    command = [sys.executable, "-I", "-S", str(_SWEEP), str(folder)]
+    folder = Path("build", name)
+    command = [sys.executable, "-I", "-S", str(_SWEEP), str(folder.absolute())]
     # In a session of its own, Ctrl-C on the terminal does not reach it.
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):  # noqa: S603 - our own interpreter
         try:
             folder.mkdir(parents=True)
         except OSError as error:
             raise ConfigError(
-                f"{folder}: the demo keeps its files here while it runs, and it cannot be made "
+                f"{folder.absolute()}: the demo keeps its files here while it runs, and it cannot be made "
                 f"({error.strerror}); run it in a folder that you may write to"
             ) from error
         yield folder

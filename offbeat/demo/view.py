@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
@@ -18,7 +19,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from offbeat.demo.scene import Scene
+from offbeat.demo.scene import KEPT_ROWS, Scene
 from pipeline.alerts import Alert, FeatureEvidence
 
 PHASES = {
@@ -146,37 +147,46 @@ def _progress(scene: Scene) -> RenderableType:
 
 
 def _chart(scene: Scene) -> RenderableType:
-    """The highest score of each half second as a bar, and the line at 1."""
-    peaks = _peaks(list(scene.scores), scene.judged)[-CHART_WIDTH:]
-    if not peaks:
-        waiting = Text(
-            "\n" * (CHART_HEIGHT // 2) + "no scores yet: there is no model", "dim", justify="center"
-        )
-        waiting.append("\n" * (CHART_HEIGHT - CHART_HEIGHT // 2 - 1))
-        return Panel(waiting, title="score", title_align="left", border_style="dim")
-    # The line always stands on the same row; what is higher than the top is cut there.
-    top = 2.0
-    rows = []
+    """Bars of half a second each: the highest score, or the processors' use while there are no scores.
+
+    Drawing costs the same either way, as what is drawn is part of the load that is learned.
+    """
+    if scene.judged:
+        bars = _grouped(list(scene.scores), scene.judged, max)
+        title, top, limit, colour = f"score {scene.scores[-1]:.2f}, 1 is the line", 2.0, 1.0, "green"
+    else:
+        bars = _grouped(scene.recent("cpu", KEPT_ROWS), scene.sent, _mean)
+        title, top, limit, colour = "cpu, % (no scores without a model)", 100.0, math.inf, "blue"
+    bars = bars[-CHART_WIDTH:]
+    lines = []
     for level in reversed(range(CHART_HEIGHT)):
-        row = Text()
-        on_line = level == round(CHART_HEIGHT / top) - 1
-        for peak in peaks:
-            eighths = min(max(round((peak / top * CHART_HEIGHT - level) * 8), 0), 8)
-            if eighths:
-                row.append(_EIGHTHS[eighths], "red" if peak >= 1 else "green")
-            else:
-                row.append("╌" if on_line else " ", "yellow")
-        row.append(("╌" if on_line else " ") * (CHART_WIDTH - len(peaks)), "yellow")
-        rows.append(row)
-    title = f"score {scene.scores[-1]:.2f}, 1 is the line"
-    return Panel(Group(*rows), title=title, title_align="left", border_style="dim")
+        # The line is the lower edge of this row; bars that reach it are red.
+        on_line = level == CHART_HEIGHT * limit / top
+        line = Text()
+        for bar in bars:
+            eighths = min(max(round((bar / top * CHART_HEIGHT - level) * 8), 0), 8)
+            blank = "╌" if on_line else " "
+            line.append(_EIGHTHS[eighths] if eighths else blank, _colour(bar, limit, colour, eighths))
+        line.append(("╌" if on_line else " ") * (CHART_WIDTH - len(bars)), "yellow")
+        lines.append(line)
+    return Panel(Group(*lines), title=title, title_align="left", border_style="dim")
 
 
-def _peaks(scores: list[float], judged: int) -> list[float]:
-    """The maximum of each full group of rows; groups are counted from the first row, so bars stand still."""
-    first = -(judged - len(scores)) % ROWS_A_COLUMN
-    groups = range(first, len(scores) - ROWS_A_COLUMN + 1, ROWS_A_COLUMN)
-    return [max(scores[start : start + ROWS_A_COLUMN]) for start in groups]
+def _colour(bar: float, limit: float, colour: str, eighths: int) -> str:
+    if not eighths:
+        return "yellow"
+    return "red" if bar >= limit else colour
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _grouped(values: list[float], last: int, join: Callable[[list[float]], float]) -> list[float]:
+    """Each full group of rows as one value; ``last`` numbers the newest, so that groups do not wander."""
+    first = -(last - len(values)) % ROWS_A_COLUMN
+    groups = range(first, len(values) - ROWS_A_COLUMN + 1, ROWS_A_COLUMN)
+    return [join(values[start : start + ROWS_A_COLUMN]) for start in groups]
 
 
 def _features(scene: Scene) -> RenderableType:
@@ -185,9 +195,9 @@ def _features(scene: Scene) -> RenderableType:
     table.add_column(justify="right", no_wrap=True, ratio=1)
     table.add_column(width=_SPARK_WIDTH, no_wrap=True)
     for feature in scene.features:
-        values = scene.recent(feature.name, _SPARK_WIDTH * ROWS_A_COLUMN)
+        values = scene.recent(feature.name, (_SPARK_WIDTH + 1) * ROWS_A_COLUMN)
         now = quantity(values[-1], feature.unit) if values else "-"
-        table.add_row(feature.name, now, Text(_spark(values, feature.unit), "cyan"))
+        table.add_row(feature.name, now, Text(_spark(values, scene.sent, feature.unit), "cyan"))
     return Panel(table, title="now", title_align="left", border_style="dim")
 
 
@@ -201,17 +211,11 @@ def quantity(value: float, unit: str) -> str:
     return f"{value:.0f} {unit.removeprefix('1')}"
 
 
-def _spark(values: list[float], unit: str) -> str:
-    """About half a second a character; percentages on a scale of 100."""
-    means = [
-        sum(group) / len(group)
-        for i in range(0, len(values), ROWS_A_COLUMN)
-        if (group := values[i : i + ROWS_A_COLUMN])
-    ]
+def _spark(values: list[float], sent: int, unit: str) -> str:
+    """Half a second a character; percentages on a scale of 100, others on their own."""
+    means = _grouped(values, sent, _mean)[-_SPARK_WIDTH:]
     top = 100.0 if unit == "%" else max(means, default=0.0)
-    return "".join(
-        _EIGHTHS[max(min(round(8 * mean / top), 8), 1)] if top > 0 else _EIGHTHS[1] for mean in means
-    )
+    return "".join(_EIGHTHS[max(round(8 * mean / max(top, mean, 1e-9)), 1)] for mean in means)
 
 
 def _alerts(scene: Scene) -> RenderableType:
@@ -279,10 +283,12 @@ def _accounting(scene: Scene) -> RenderableType:
 def _next() -> RenderableType:
     program = "offbeat" if shutil.which("offbeat") else sys.argv[0]
     table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim")
     for command, purpose in (
-        ("config example > offbeat.yaml", "settings to begin with"),
-        ("train --help", "learn from a topic or from recorded files"),
-        ("run", "one worker a stream, until you stop it"),
+        ("config example > offbeat.yaml", "two streams to begin with"),
+        ("produce synthetic --help", "made-up sensors with faults"),
+        ("train --help", "learn a topic or files"),
     ):
         table.add_row(Text(f"{program} {command}", "bold"), purpose)
     return table

@@ -16,7 +16,7 @@ from pipeline.config import TRAINING_WINDOWS, Config
 from pipeline.detect import Detector, Outputs
 from pipeline.errors import BusDown, BusFull, OffbeatError, Refused, StoreDown
 from pipeline.ownership import Owned, ScorerCache, Takeover, checkpoint
-from pipeline.ports import Bus, Models, StateStore
+from pipeline.ports import Bus, Models, Scorer, StateStore
 from pipeline.records import Assigned, Corrupt, RecordBatch, Send, Token, TopicPartition
 
 MAX_RECORDS = 20_000
@@ -25,6 +25,7 @@ COMMIT_S, COMMIT_RECORDS = 1.0, 100_000
 CHECKPOINT_S, CHECKPOINT_RECORDS = 5.0, 1_000_000
 RETRY_S = 1.0
 """Pause before a takeover or a look at the registry is tried again."""
+_BUS, _STORE, _MODEL = "waiting for the bus", "waiting for Redis", "waiting for a model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Status:
         doing: ``starting``, ``waiting for a model``, ``reading again``, ``live``, ``waiting for Redis``,
             ``waiting for the bus``, ``standing by`` or ``stopped``.
         message: the same as a sentence with numbers, and what to do where something is to be done.
-        lag: records not yet read, over the owned partitions.
+        lag: records not yet read, over the owned partitions and those that wait to be taken over.
         bins: records by bin, over the owned partitions, since each was first read.
         gap_filled, frozen: see :class:`pipeline.accounting.Counters`.
         alerts, dead_letters: committed by this worker.
@@ -71,7 +72,7 @@ class Parts:
         max_records: about so many records a poll.
         observe: told about each batch after its commit; must not raise.
         notice: told in a sentence about what a person should know.
-        wait: waits so many seconds, or less when the worker is asked to stop.
+        wait: waits so many seconds, or less when the worker is asked to stop, and then returns True.
     """
 
     config: Config
@@ -105,7 +106,7 @@ class Worker:
         self._committed_at = self._looked_at = self._retry_at = parts.clock()
         self._looked_at -= RETRY_S
         self._alerts = self._dead_letters = 0
-        self._trouble: tuple[str, str] | None = None
+        self._troubles: dict[str, str] = {}
         self._first_waiting: tuple[float, int] | None = None
 
     def turn(self) -> None:
@@ -118,11 +119,10 @@ class Worker:
             self._take_over()
             self._adopt_champion()
             polled = self._parts.bus.poll(self._parts.max_records, POLL_S)
-        except BusDown as error:
-            self._wait_out("waiting for the bus", error)
+        except (BusDown, BusFull) as error:
+            self._wait_out(error)
             return
-        if self._trouble and self._trouble[0] == "waiting for the bus":
-            self._trouble = None
+        self._troubles.pop(_BUS, None)
         for partition in polled.revoked:
             self._drop(partition)
         for assigned in polled.assigned:
@@ -165,15 +165,16 @@ class Worker:
         if count > 0:
             owned.state.counters.bins[Bin.CORRUPT] += count
             owned.state.next_offset = max(owned.state.next_offset, corrupt.next_offset)
-            if corrupt.next_offset > owned.live_from:
-                self._uncommitted += count
+            first = max(offset, owned.live_from)
+            if corrupt.next_offset > first:
+                self._uncommitted += corrupt.next_offset - first
                 outputs.dead_letters.append(
                     DeadLetter(
                         stream=self._parts.stream,
                         partition=corrupt.partition,
-                        offset=offset,
+                        offset=first,
                         last_offset=corrupt.next_offset - 1,
-                        count=count,
+                        count=corrupt.next_offset - first,
                         timestamp_ms=0,
                         reason=f"the stored batch is damaged: {corrupt.reason}",
                     )
@@ -203,7 +204,7 @@ class Worker:
         ]
 
     def _commit(self, sends: list[Send]) -> bool:
-        """One atomic step of the bus; False when ownership was lost, and all state with it."""
+        """One atomic step of the bus; False when all state is dropped: ownership is lost, or time is up."""
         positions = {
             partition: owned.state.next_offset
             for partition, owned in self._owned.items()
@@ -218,22 +219,20 @@ class Worker:
                 self._parts.notice(f"a commit was refused, partitions are taken over afresh: {error}")
                 self._drop_all()
                 return False
-            except BusFull as error:
-                # Outputs never wait across a poll: the worker stands here until there is room.
-                self._wait_out("waiting for the bus", error)
+            except (BusDown, BusFull) as error:
+                # Outputs never wait across a poll: the worker stands here until they can be written.
+                if self._wait_out(error):
+                    self._drop_all()
+                    return False
                 continue
-            except BusDown as error:
-                self._wait_out("waiting for the bus", error)
-                self._drop_all()
-                return False
             self._uncommitted, self._committed_at = 0, self._parts.clock()
             return True
 
     def _checkpoint_due(self, owned: Owned, now: float) -> bool:
         if owned.rereading or owned.state.next_offset == owned.stored_offset:
             return False
-        behind = owned.state.next_offset - (owned.stored_offset or 0)
-        return now - owned.stored_at >= CHECKPOINT_S or behind >= CHECKPOINT_RECORDS
+        behind = owned.state.next_offset - owned.tried_offset
+        return now - owned.tried_at >= CHECKPOINT_S or behind >= CHECKPOINT_RECORDS
 
     def _checkpoint(self, *, every: bool) -> None:
         """Write the states that are due (or every one); their offsets are committed."""
@@ -243,12 +242,10 @@ class Worker:
             if changed and (every or self._checkpoint_due(owned, now)):
                 try:
                     checkpoint(self._parts.store, owned, now)
-                    if self._trouble and self._trouble[0] == "waiting for Redis":
-                        self._trouble = None
+                    self._troubles.pop(_STORE, None)
                 except StoreDown as error:
                     # Detection goes on from memory; the commit holds, the next checkpoint carries more.
-                    owned.stored_at = now
-                    self._tell("waiting for Redis", f"{error}; detection goes on, checkpoints wait")
+                    self._tell(_STORE, f"{error}; detection goes on, checkpoints wait")
 
     def _adopt_champion(self) -> None:
         """Change to the registry's champion between batches, once earlier owners' records are read."""
@@ -260,34 +257,37 @@ class Worker:
             bundle_id = self._scorers.champion()
             scorer = self._scorers.get(bundle_id) if bundle_id is not None else None
         except OffbeatError as error:
-            self._tell("waiting for a model", f"{error}; the worker goes on with the model it has")
+            self._tell(_MODEL, f"{error}; until then the worker goes on as it is")
             return
-        if self._trouble and self._trouble[0] == "waiting for a model":
-            self._trouble = None
+        self._troubles.pop(_MODEL, None)
         if scorer is None or bundle_id is None:
             return
         for owned in list(self._owned.values()):
             in_use = owned.state.bundle_id == bundle_id and owned.scorer is not None
-            if not in_use and not owned.rereading:
-                self._change(owned, bundle_id)
+            if not in_use and not owned.rereading and not self._change(owned, scorer, bundle_id):
+                return
 
-    def _change(self, owned: Owned, bundle_id: str) -> None:
-        """Change the model of one partition, and store from where on before the next record is read."""
+    def _change(self, owned: Owned, scorer: Scorer, bundle_id: str) -> bool:
+        """Change the model of one partition, and store from where on before the next record is read.
+
+        False when it has to wait: ownership is lost, or the store cannot be told.
+        """
         if not self._commit([]):
-            return
-        owned.scorer = self._scorers.get(bundle_id)
-        owned.state.adopt(owned.scorer, bundle_id)
+            return False
         try:
-            if owned.state.next_offset == owned.stored_offset:
-                # A second write at one offset counts as a lost reply, unless it comes with a new claim.
-                owned.claim = self._parts.store.claim(owned.claim.partition)
-                owned.stored_offset = None
+            # A second write at one offset counts as a lost reply, unless it comes with a new claim.
+            owned.claim = self._parts.store.claim(owned.claim.partition)
+            owned.stored_offset = None
+            owned.scorer = scorer
+            owned.state.adopt(scorer, bundle_id)
             checkpoint(self._parts.store, owned, self._parts.clock())
         except StoreDown as error:
-            self._tell("waiting for Redis", f"{error}; detection goes on, checkpoints wait")
+            self._tell(_STORE, f"{error}; detection goes on, a change of model waits")
+            return False
         self._parts.notice(
             f"{owned.claim.partition}: model {bundle_id[:12]} from offset {owned.state.next_offset} on"
         )
+        return True
 
     def _take_over(self) -> None:
         """Claim what is arriving; a partition whose state cannot be asked for stays paused."""
@@ -299,14 +299,14 @@ class Worker:
                 owned = self._takeover.take(assigned, now)
             except StoreDown as error:
                 self._retry_at = now + RETRY_S
-                self._tell("waiting for Redis", f"{error}; {partition} is taken over when it answers")
+                self._tell(_STORE, f"{error}; {partition} is taken over when it answers")
                 return
             self._parts.bus.seek(partition, owned.state.next_offset)
             self._owned[partition] = owned
             self._ends.setdefault(partition, assigned.end_offset)
             del self._arriving[partition]
             self._looked_at = now - RETRY_S
-        self._trouble = None
+        self._troubles.pop(_STORE, None)
 
     def _drop(self, partition: TopicPartition) -> None:
         self._owned.pop(partition, None)
@@ -318,29 +318,27 @@ class Worker:
             self._drop(partition)
         self._uncommitted = 0
 
-    def _wait_out(self, doing: str, error: OffbeatError) -> None:
-        self._tell(doing, str(error))
-        self._parts.wait(RETRY_S)
+    def _wait_out(self, error: OffbeatError) -> bool:
+        """Pause; True when the worker was asked to stop meanwhile."""
+        self._tell(_BUS, str(error))
+        return self._parts.wait(RETRY_S) is True
 
     def _tell(self, doing: str, message: str) -> None:
-        if self._trouble != (doing, message):
+        """A trouble is told once, when it begins; the status has its last message."""
+        if doing not in self._troubles:
             self._parts.notice(message)
-        self._trouble = (doing, message)
+        self._troubles[doing] = message
 
     def status(self) -> Status:
         """What the worker is doing now."""
         doing, message = self._doing()
         states = [owned.state for owned in self._owned.values()]
         bins = {one.name.lower(): sum(int(state.counters.bins[one]) for state in states) for one in Bin}
-        lag = sum(
-            max(self._ends.get(partition, 0) - owned.state.next_offset, 0)
-            for partition, owned in self._owned.items()
-        )
         return Status(
             doing=doing,
             message=message,
             partitions=tuple(sorted(partition.partition for partition in self._owned)),
-            lag=lag,
+            lag=self._lag(),
             bins=bins,
             gap_filled=sum(state.counters.gap_filled for state in states),
             frozen=sum(state.counters.frozen for state in states),
@@ -350,17 +348,29 @@ class Worker:
             dead_letters=self._dead_letters,
         )
 
+    def _lag(self) -> int:
+        left = [
+            self._ends.get(partition, 0) - owned.state.next_offset for partition, owned in self._owned.items()
+        ]
+        left += [
+            assigned.end_offset - max(assigned.committed_offset or 0, assigned.first_offset)
+            for assigned in self._arriving.values()
+        ]
+        return sum(max(records, 0) for records in left)
+
     def _doing(self) -> tuple[str, str]:
-        if self._trouble:
-            return self._trouble
+        if _BUS in self._troubles:
+            return _BUS, self._troubles[_BUS]
+        if _STORE in self._troubles and (self._owned or self._arriving):
+            return _STORE, self._troubles[_STORE]
         if not self._owned:
             return "standing by", "no partition is assigned to this worker yet"
         owned = list(self._owned.values())
         if left := sum(max(one.live_from - one.state.next_offset, 0) for one in owned):
             return "reading again", f"{left} records to read again before going live"
         if all(one.scorer is None for one in owned):
-            return "waiting for a model", self._model_needs(owned)
-        return "live", "scoring"
+            return _MODEL, self._troubles.get(_MODEL) or self._model_needs(owned)
+        return "live", self._troubles.get(_MODEL, "scoring")
 
     def _model_needs(self, owned: list[Owned]) -> str:
         """How far the stream is from being trained, and about how long it takes at the present rate."""

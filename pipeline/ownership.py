@@ -25,7 +25,7 @@ class Owned:
         state: everything up to ``state.next_offset``.
         live_from: records below it were committed by an earlier owner: they are read again in silence.
         stored_offset: what the store holds, None when nothing.
-        stored_at: when it was last written, on the loop's clock.
+        tried_offset, tried_at: where and when a write was last tried, on the loop's clock.
         scorer: of the bundle that the state belongs to.
     """
 
@@ -33,7 +33,8 @@ class Owned:
     state: PartitionState
     live_from: int
     stored_offset: int | None
-    stored_at: float
+    tried_offset: int
+    tried_at: float
     scorer: Scorer | None
 
     @property
@@ -65,7 +66,7 @@ class ScorerCache:
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """How partitions are taken over; see docs/operations.md for every case."""
+    """How partitions are taken over; see docs/exactly-once.md for every case."""
 
     detector: Detector
     store: StateStore
@@ -88,7 +89,7 @@ class Takeover:
             scorer = self._scorer(assigned.partition, state.bundle_id)
             if scorer is not None and state.bundle_id is not None:
                 state.adopt(scorer, state.bundle_id)
-            return Owned(claim, state, live_from, claim.next_offset, now, scorer)
+            return Owned(claim, state, live_from, claim.next_offset, state.next_offset, now, scorer)
         if unfit:
             self.notice(f"{assigned.partition}: {unfit}")
             claim = self.store.claim(assigned.partition, reset=True)
@@ -160,7 +161,7 @@ class Takeover:
             self.notice(
                 f"{assigned.partition}: no stored state; reading {live_from - first} records again in silence"
             )
-        return Owned(claim, state, live_from, None, now, scorer)
+        return Owned(claim, state, live_from, None, first, now, scorer)
 
 
 def checkpoint(store: StateStore, owned: Owned, now: float) -> PutResult:
@@ -171,13 +172,14 @@ def checkpoint(store: StateStore, owned: Owned, now: float) -> PutResult:
     """
     state = owned.state
     whole = owned.stored_offset is None
+    owned.tried_offset, owned.tried_at = state.next_offset, now
     while True:
         result = store.put(
             owned.claim, owned.stored_offset or 0, state.next_offset, state.pack(whole=whole), whole=whole
         )
         if result is PutResult.OK:
             state.stored()
-            owned.stored_offset, owned.stored_at = state.next_offset, now
+            owned.stored_offset = state.next_offset
         elif result is PutResult.STALE_EPOCH and not whole:
             # The bus says who owns a partition; an evicted worker may have claimed it in passing.
             owned.claim, whole = store.claim(owned.claim.partition), True

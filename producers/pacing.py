@@ -18,7 +18,7 @@ from pipeline.ports import Producer
 from pipeline.records import Send
 
 Clock = Callable[[], float]
-Sleep = Callable[[float], None]
+Sleep = Callable[[float], object]
 ShouldStop = Callable[[], bool]
 
 LOOK_S = 0.1

@@ -10,6 +10,15 @@ from servers import NO_KAFKA, kafka_broker
 
 
 @pytest.fixture(scope="session")
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One real Valkey for all tests, which empty it before they begin."""
+    from pipeline.state.embedded import EmbeddedServer  # noqa: PLC0415 - many tests do without it
+
+    with EmbeddedServer(tmp_path_factory.mktemp("valkey")) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
 def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """``host:port`` of a real Kafka broker; with pytest-xdist each worker starts its own.
 

@@ -27,11 +27,12 @@ class Stop:
         """Whether to end now."""
         return self.asked or (self._until is not None and time.monotonic() >= self._until)
 
-    def wait(self, seconds: float) -> None:
-        """Wait so long, or less when asked to end."""
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or less when asked to end; whether that was asked."""
         until = time.monotonic() + seconds
         while not self() and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _LOOK_S))
+        return self()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One real Valkey for all tests of the state store, emptied before each."""
+"""Stores on the real Valkey of all tests, emptied before each."""
 
 from __future__ import annotations
 
@@ -10,14 +10,7 @@ import pytest
 from redis import Redis
 from state_helpers import Wire
 
-from pipeline.state.embedded import EmbeddedServer
 from pipeline.state.redis import RedisStore
-
-
-@pytest.fixture(scope="session")
-def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with EmbeddedServer(tmp_path_factory.mktemp("valkey")) as server:
-        yield server.url
 
 
 @pytest.fixture

@@ -85,6 +85,11 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+# What may be written for them, as editors and other readers of the JSON Schema see it.
+_Paths = Annotated[list[FieldPath], Field(min_length=1, max_length=8)]
+_Names = Annotated[list[Name], Field(min_length=1, max_length=256)]
+
+
 class Events(Section):
     """How the bytes of a record become readings."""
 
@@ -93,13 +98,21 @@ class Events(Section):
         description="wide: one object holds all features; narrow: one metric a record, joined on the grid",
     )
     time: Time = Time()
-    series: Annotated[tuple[FieldPath, ...], BeforeValidator(_listed), Field(min_length=1, max_length=8)] = (
-        Field(("series",), description="the field or fields that name the series")
-    )
-    labels: Annotated[tuple[FieldPath, ...], BeforeValidator(_listed), Field(max_length=16)] = Field(
-        (), description="fields copied to alerts, read from the first event of a series"
-    )
-    features: Annotated[dict[Name, Feature], BeforeValidator(_features), Field(min_length=1, max_length=256)]
+    series: Annotated[
+        tuple[FieldPath, ...],
+        Field(min_length=1, max_length=8),
+        BeforeValidator(_listed, json_schema_input_type=FieldPath | _Paths),
+    ] = Field(("series",), description="the field or fields that name the series")
+    labels: Annotated[
+        tuple[FieldPath, ...],
+        Field(max_length=16),
+        BeforeValidator(_listed, json_schema_input_type=FieldPath | list[FieldPath]),
+    ] = Field((), description="fields copied to alerts, read from the first event of a series")
+    features: Annotated[
+        dict[Name, Feature],
+        Field(min_length=1, max_length=256),
+        BeforeValidator(_features, json_schema_input_type=_Names | dict[Name, Feature | None]),
+    ]
     metric: FieldPath = Field("metric", description="narrow: the field that names the metric")
     value: FieldPath = Field("value", description="narrow: the field that holds the value")
     every: Duration | None = Field(None, description="the grid; without it each record is a row of its own")

@@ -28,13 +28,13 @@ Event = Mapping[str, Any] | bytes | None
 
 
 def stream(*, window: int = 2, rules: object = None, threshold: object = None, **events: object) -> Stream:
-    """A stream of one feature ``x`` and a window of two rows unless told otherwise."""
+    """One feature ``x``, windows of two rows, and a line at 1.4 where errors are 1; unless told otherwise."""
     return Stream.model_validate(
         {
             "topic": PARTITION.topic,
             "events": {"features": ["x"], **events},
             "model": {"window": window},
-            "threshold": threshold or {"policy": "ewma"},
+            "threshold": threshold or {"policy": "ewma", "k": 4},
             "alerts": rules or {},
         }
     )

@@ -1,0 +1,198 @@
+"""Scores to episodes: when an alert fires, when it is over, and when a series stays quiet."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from feeding import COMPILED, Feed, S, reading, stream
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.alerts import Alert
+from pipeline.episodes import FIRED, NOTHING, RESOLVED, clear, frozen, step
+from pipeline.policy import judge_policy
+from pipeline.series import Layout
+
+LOW, HIGH = 0.5, 2.0
+STEADY = (LOW, LOW)
+BURST = (HIGH, HIGH)
+ECHO = (HIGH, LOW)
+"""The window still holds a spike, the newest row is well."""
+
+
+class Episodes:
+    """One series, a row a second."""
+
+    def __init__(self, **rules: object) -> None:
+        self.policy = judge_policy(stream(rules=rules, threshold={"policy": "ewma", "adapt_after": "100s"}))
+        self.row: np.void = Layout(2, 1, 0, 1).arrays(1).rows[0]
+        clear(self.row)
+        self.second = 0
+
+    def take(self, *scores: tuple[float, float]) -> list[int]:
+        changes = []
+        for score, last_score in scores:
+            self.second += 1
+            changes.append(step(self.row, self.second * S, score, last_score, self.policy))
+        return changes
+
+    def frozen(self) -> bool:
+        return frozen(self.row, self.second * S, self.policy)
+
+
+def test_a_score_of_one_is_above_the_line() -> None:
+    assert Episodes().take((1.0, 1.0)) == [FIRED]
+    assert Episodes().take((0.999, 0.999)) == [NOTHING]
+
+
+def test_for_counts_rows_above_the_line_before_an_alert_fires() -> None:
+    assert Episodes(**{"for": 3}).take(BURST, BURST, BURST) == [NOTHING, NOTHING, FIRED]
+
+
+def test_an_episode_begins_at_its_first_row_not_where_it_fired() -> None:
+    episodes = Episodes(**{"for": 3})
+
+    episodes.take(STEADY, BURST, BURST, BURST)
+
+    assert episodes.row.start_ns == 2 * S
+
+
+def test_a_row_below_the_line_ends_what_is_pending() -> None:
+    assert FIRED not in Episodes(**{"for": 3}).take(BURST, BURST, STEADY, BURST, BURST)
+
+
+def test_for_counts_by_the_last_row_so_the_echo_of_a_spike_fires_nothing() -> None:
+    assert FIRED not in Episodes(**{"for": 2}).take(BURST, ECHO, ECHO, ECHO, ECHO)
+
+
+def test_recovery_counts_rows_in_a_row_whose_own_error_is_below() -> None:
+    episodes = Episodes(recovery=3)
+
+    assert episodes.take(BURST, ECHO, ECHO, BURST, ECHO, STEADY, STEADY) == [
+        FIRED,
+        *[NOTHING] * 5,
+        RESOLVED,
+    ]
+    assert (episodes.row.revision, episodes.row.peak) == (2, HIGH)
+
+
+def test_a_slow_drift_that_only_the_window_shows_fires_too() -> None:
+    assert Episodes().take(STEADY, ECHO) == [NOTHING, FIRED]
+
+
+def test_a_resolved_series_is_armed_again_once_its_window_came_below_the_line() -> None:
+    episodes = Episodes(recovery=2)
+
+    assert episodes.take(BURST, ECHO, ECHO, ECHO, ECHO) == [FIRED, NOTHING, RESOLVED, NOTHING, NOTHING]
+    assert episodes.take(STEADY, ECHO) == [NOTHING, FIRED]
+
+
+def test_a_new_row_above_its_own_line_fires_again_while_the_window_is_still_high() -> None:
+    assert Episodes(recovery=1).take(BURST, ECHO, BURST) == [FIRED, RESOLVED, FIRED]
+
+
+def test_within_the_refractory_time_no_new_alert_fires() -> None:
+    episodes = Episodes(recovery=1, refractory="3s")
+
+    assert episodes.take(BURST, STEADY) == [FIRED, RESOLVED]
+    assert episodes.take(BURST, BURST, BURST) == [NOTHING, NOTHING, FIRED]
+
+
+def test_moments_are_frozen_from_the_first_row_above_until_the_window_is_below_again() -> None:
+    episodes = Episodes(recovery=1)
+    held = []
+    for row in (STEADY, BURST, ECHO, ECHO, STEADY):
+        episodes.take(row)
+        held.append(episodes.frozen())
+
+    assert held == [False, True, True, True, False]
+
+
+def test_a_pending_row_is_frozen_too() -> None:
+    episodes = Episodes(**{"for": 5})
+
+    episodes.take(BURST)
+
+    assert episodes.frozen()
+
+
+def test_one_spike_is_one_short_alert_however_long_its_window_remembers_it() -> None:
+    feed = Feed(stream(window=32, rules={"recovery": 4}))
+
+    feed.send(*(reading("a", t, 500.0 if t == 50 else 1.0) for t in range(150)))
+
+    fired, resolved = feed.alerts
+    assert (fired.at.timestamp(), resolved.at.timestamp()) == (50, 54)
+    assert fired.score is not None
+    assert fired.score > 1
+
+
+def test_a_fired_alert_of_a_series_that_is_forgotten_resolves_as_gone() -> None:
+    feed = Feed(stream(forget_after="100s"))
+
+    feed.send(reading("a", 0), reading("a", 1, 50.0), reading("b", 200))
+
+    fired, gone = feed.alerts
+    assert (gone.id, gone.revision, gone.state, gone.reason) == (fired.id, 2, "resolved", "gone")
+    assert gone.peak_score == fired.peak_score
+    assert (gone.score, gone.error, gone.threshold, gone.features) == (None, None, None, [])
+
+
+def test_a_pending_episode_of_a_forgotten_series_leaves_no_trace() -> None:
+    feed = Feed(stream(forget_after="100s", rules={"for": 3}))
+
+    feed.send(reading("a", 0), reading("a", 1, 50.0), reading("b", 200))
+    feed.send(reading("a", 201), reading("a", 202, 50.0), reading("a", 203, 50.0))
+
+    assert feed.alerts == []
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[str, float, float]]:
+    """Readings of two series: series, time, value; with silences in which one or both are forgotten."""
+    now, found = 0.0, []
+    for _ in range(draw(st.integers(1, 60))):
+        now += draw(st.sampled_from([1, 1, 1, 1, 1, 20, 40, 120]))
+        found.append((draw(st.sampled_from("ab")), now, draw(st.sampled_from([1.0, 1.0, 1.2, 50.0]))))
+    return found
+
+
+@settings(deadline=None, derandomize=True, max_examples=200 if COMPILED else 30)
+@given(
+    history=histories(),
+    rules=st.fixed_dictionaries(
+        {
+            "for": st.integers(1, 3),
+            "recovery": st.integers(1, 4),
+            "refractory": st.sampled_from(["0s", "5s", "60s"]),
+        }
+    ),
+    window=st.integers(2, 5),
+    batch_rows=st.integers(1, 60),
+)
+def test_each_alert_fires_once_resolves_at_most_once_and_none_overlap(
+    history: list[tuple[str, float, float]], rules: dict[str, object], window: int, batch_rows: int
+) -> None:
+    feed = Feed(stream(window=window, rules=rules, silent_after="30s", forget_after="100s"))
+    events = [reading(*one) for one in history]
+    for first in range(0, len(events), batch_rows):
+        feed.send(*events[first : first + batch_rows])
+
+    episodes: dict[tuple[str, str], list[Alert]] = {}
+    for alert in feed.alerts:
+        episodes.setdefault((alert.series, alert.kind), []).append(alert)
+    for (series, kind), alerts in episodes.items():
+        for before, after in pairwise(alerts):
+            assert (before.state, after.state) in {("firing", "resolved"), ("resolved", "firing")}
+            assert (before.id == after.id) == (after.state == "resolved")
+            assert before.at <= after.at
+        assert alerts[0].state == "firing"
+        assert [alert.revision for alert in alerts] == [1 + n % 2 for n in range(len(alerts))]
+        if alerts[-1].state == "firing":
+            assert is_open(feed, series, kind)
+
+
+def is_open(feed: Feed, series: str, kind: str) -> bool:
+    row = feed.row(series)
+    return bool(row["episode"] == 2 if kind == "anomaly" else row["silent"] == 1)

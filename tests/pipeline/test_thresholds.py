@@ -1,0 +1,162 @@
+"""The rolling line: what it starts from, how fast it forgets, and when it stands still."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from feeding import COMPILED, Feed, S, reading, stream
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.policy import JudgePolicy, judge_policy
+from pipeline.series import Layout
+from pipeline.testing import FakeScorer
+from pipeline.thresholds import learn, line, start
+
+HOUR = 3_600 * S
+
+
+def a_policy(**threshold: object) -> JudgePolicy:
+    return judge_policy(stream(threshold=threshold or None))
+
+
+def started(mean: float, sd: float, rows: float) -> np.void:
+    row: np.void = Layout(2, 1, 0, 1).arrays(1).rows[0]
+    start(row, np.array([mean, sd, 2 * mean, 2 * sd, rows]))
+    return row
+
+
+def test_the_line_is_the_mean_plus_k_standard_deviations() -> None:
+    assert line(2.0, 0.25, a_policy(k=3)) == pytest.approx(2.0 + 3 * 0.5)
+
+
+def test_errors_without_any_spread_leave_room_above_their_mean() -> None:
+    assert line(2.0, 0.0, a_policy(k=4)) == pytest.approx(2.0 + 4 * 0.05 * 2.0)
+
+
+def test_an_error_of_zero_on_a_line_at_zero_is_below_it() -> None:
+    assert line(0.0, 0.0, a_policy()) > 0.0
+
+
+def test_a_static_line_stays_where_it_was_put() -> None:
+    assert line(2.0, 0.25, a_policy(policy="static", value=7.5)) == 7.5
+
+
+def test_thresholds_start_from_the_calibration_of_their_bundle() -> None:
+    row = started(1.5, 0.5, 300)
+
+    assert (row.error_mean, row.error_variance, row.rows) == (1.5, 0.25, 300)
+    assert (row.last_mean, row.last_variance) == (3.0, 1.0)
+
+
+def moments(prior: tuple[float, float], weights: list[float], errors: list[float]) -> tuple[float, float]:
+    """Mean and variance in one go: every row's final weight is its own, times what later rows left of it."""
+    weight, values = np.array([1.0, *weights]), np.array([prior[0], *errors])
+    left = np.append(np.cumprod((1 - weight)[::-1])[::-1][1:], 1.0)
+    share = weight * left
+    mean = float((share * values).sum())
+    return mean, float((share * (values - mean) ** 2).sum() + share[0] * prior[1])
+
+
+@settings(deadline=None, derandomize=True, max_examples=100 if COMPILED else 30)
+@given(
+    rows=st.sampled_from([1.0, 10.0, 5_000.0]),
+    memory_s=st.sampled_from([0.0, 1.0, 3_600.0, 21_600.0]),
+    errors=st.lists(
+        st.tuples(st.floats(0, 10), st.floats(0, 10), st.sampled_from([1, 10, 600])), min_size=1, max_size=20
+    ),
+)
+def test_the_moments_are_the_weighted_moments_of_all_errors(
+    rows: float, memory_s: float, errors: list[tuple[float, float, int]]
+) -> None:
+    row, policy = started(1.0, 0.1, rows), a_policy(memory=memory_s)
+
+    now, weights = 0, []
+    for n, (error, last, elapsed_s) in enumerate(errors):
+        now += elapsed_s * S
+        learn(row, error, last, now, policy)
+        row.judged_ns = now
+        by_rows = 1 - 0.5 ** (1 / 1_000)
+        by_time = 1 - 0.5 ** (elapsed_s / memory_s) if memory_s else by_rows
+        weights.append(max(min(by_rows, by_time), 1 / (rows + n + 1)))
+
+    mean, variance = moments((1.0, 0.01), weights, [error for error, *_ in errors])
+    last_mean, last_variance = moments((2.0, 0.04), weights, [last for _, last, _ in errors])
+    np.testing.assert_allclose(
+        [row.error_mean, row.error_variance, row.last_mean, row.last_variance],
+        [mean, variance, last_mean, last_variance],
+        rtol=1e-9,
+        atol=1e-12,
+    )
+
+
+def test_at_first_the_line_is_the_average_over_all_rows() -> None:
+    row, policy = started(1.0, 0.0, 10), a_policy(memory="0s")
+
+    for n in range(30):
+        learn(row, 5.0, 5.0, n * S, policy)
+
+    assert row.error_mean == pytest.approx((10 * 1.0 + 30 * 5.0) / 40)
+
+
+def forgotten_half(policy: JudgePolicy, elapsed_ns: int, rows: int) -> float:
+    """How much of an old mean of 0 is left after so many rows with an error of 1."""
+    row = started(0.0, 0.0, 1e12)
+    for n in range(1, rows + 1):
+        learn(row, 1.0, 1.0, n * elapsed_ns, policy)
+        row.judged_ns = n * elapsed_ns
+    return 1.0 - float(row.error_mean)
+
+
+def test_the_half_life_is_a_thousand_rows_where_memory_is_shorter() -> None:
+    assert forgotten_half(a_policy(memory="10m"), 10 * S, 1_000) == pytest.approx(0.5)
+
+
+def test_the_half_life_is_memory_where_a_thousand_rows_pass_sooner() -> None:
+    assert forgotten_half(a_policy(memory="1h"), 1 * S, 3_600) == pytest.approx(0.5)
+
+
+class TestWhatTeaches:
+    """A series whose window of two rows has an error of 1 when all is well; the line is at 1.4."""
+
+    def test_a_row_is_scored_by_the_line_that_the_rows_before_it_drew(self) -> None:
+        feed = Feed(stream())
+
+        outputs = feed.send(reading("a", 0, 1.3), reading("a", 1, 1.3), reading("a", 2, 1.3))
+
+        thresholds = outputs.scores[0].threshold
+        assert thresholds[0] == pytest.approx(1.4, abs=1e-6)
+        assert thresholds[1] != thresholds[0]
+        np.testing.assert_allclose(outputs.scores[0].score, outputs.scores[0].error / thresholds)
+
+    def test_what_is_judged_anomalous_does_not_teach(self) -> None:
+        feed = Feed(stream())
+
+        feed.send(reading("a", 0), reading("a", 1), *(reading("a", 2 + t, 50.0) for t in range(50)))
+
+        assert feed.row("a")["error_mean"] == 1.0
+        assert feed.state.counters.frozen == 50
+
+    def test_after_adapt_after_an_anomaly_begins_to_count_as_normal(self) -> None:
+        feed = Feed(stream(threshold={"policy": "ewma", "adapt_after": "10s", "memory": "0s"}))
+
+        feed.send(reading("a", 0), reading("a", 1), *(reading("a", 2 + t, 50.0) for t in range(11)))
+
+        assert feed.state.counters.frozen == 10
+        assert feed.row("a")["error_mean"] > 1.0
+
+    def test_the_moments_stand_still_while_a_window_remembers_its_spike(self) -> None:
+        feed = Feed(stream(window=8, rules={"recovery": 1}))
+
+        feed.send(*(reading("a", t, 50.0 if t == 10 else 1.0) for t in range(30)))
+
+        assert [alert.state for alert in feed.alerts] == ["firing", "resolved"]
+        assert feed.state.counters.frozen == 8
+        assert feed.row("a")["error_mean"] == pytest.approx(1.0)
+
+    def test_moments_of_a_series_are_its_own(self) -> None:
+        feed = Feed(stream(), scorer=FakeScorer())
+
+        feed.send(*(reading(name, t, x) for t in range(5) for name, x in (("a", 1.0), ("b", 1.3))))
+
+        assert feed.row("a")["error_mean"] < feed.row("b")["error_mean"]

@@ -1,0 +1,137 @@
+"""The doctor names what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+
+import msgspec
+import pytest
+from installation import STREAM, Installation
+
+from offbeat import doctor
+from offbeat.doctor import Level, examine
+from pipeline.bus import connect
+from pipeline.config import load
+from pipeline.records import Send, TopicSpec
+
+NARROW = """
+  sensors:
+    topic: sensors
+    events: {kind: narrow, series: series, features: [temperature, pressure], every: 1m}
+"""
+
+
+def send(
+    installation: Installation, records: Sequence[tuple[bytes | None, object, int]], partitions: int
+) -> None:
+    """Send ``(key, event, partition)`` to a topic made for them."""
+    with closing(connect(f"sqlite:///{installation.folder}/bus.db")) as broker:
+        broker.admin().create([TopicSpec("sensors", partitions)])
+        producer = broker.producer()
+        for n, (key, event, partition) in enumerate(records):
+            value = event if isinstance(event, bytes) else msgspec.json.encode(event)
+            producer.send([Send("sensors", key, value, (), 1_700_000_000_000 + n, partition)])
+        producer.flush()
+
+
+def reading(series: str, n: int) -> dict[str, object]:
+    return {"series": series, "time": 1_700_000_000 + n, "metric": "temperature", "value": 1.0}
+
+
+def findings(installation: Installation, level: Level) -> list[tuple[str, str]]:
+    return [(each.found, each.remedy) for each in examine(load(installation.config)) if each.level is level]
+
+
+# Metrics of one series in two partitions never meet in a row: the commonest mistake with narrow events.
+def test_a_series_in_two_partitions_is_found(installation: Installation) -> None:
+    installation.configure(NARROW)
+    send(installation, [(b"x", reading("pump-1", n), n % 2) for n in range(10)], partitions=2)
+
+    [(found, remedy)] = findings(installation, Level.MEND)
+
+    assert found == "1 series stand in several partitions ('pump-1' in 0, 1)"
+    assert "key each record by its series" in remedy
+
+
+def test_records_without_keys_are_found_where_there_are_partitions_to_choose_from(
+    installation: Installation,
+) -> None:
+    installation.configure(NARROW)
+    send(installation, [(None, reading(f"pump-{n % 2}", n), n % 2) for n in range(10)], partitions=2)
+
+    [(found, _)] = findings(installation, Level.MEND)
+
+    assert found == "10 of the newest 10 records have no key"
+
+
+def test_records_that_cannot_be_read_are_found_with_the_reason(installation: Installation) -> None:
+    installation.configure(NARROW)
+    send(installation, [(b"a", reading("a", 0), 0), (b"a", b"not json", 0)], partitions=1)
+
+    [(found, remedy)] = findings(installation, Level.MEND)
+
+    assert found.startswith("1 of the newest 2 records cannot be read: it is not JSON")
+    assert "streams.sensors.events" in remedy
+
+
+def test_a_missing_topic_comes_with_the_command_that_makes_it(installation: Installation) -> None:
+    assert findings(installation, Level.MEND) == [
+        (
+            "its input topic sensors is missing",
+            "`offbeat topics create sensors --partitions N`, or mend streams.sensors.topic",
+        )
+    ]
+
+
+# Each part is looked at, whatever the others do.
+def test_servers_that_do_not_answer_hide_nothing_else(installation: Installation) -> None:
+    installation.configure(bus="kafka://127.0.0.1:1", state="redis://127.0.0.1:1/0")
+
+    mend = findings(installation, Level.MEND)
+
+    assert len(mend) == 2
+    assert all("127.0.0.1:1" in found and remedy for found, remedy in mend)
+    assert "no model yet; its workers count and wait" in [
+        found for found, _ in findings(installation, Level.NOTE)
+    ]
+
+
+def test_a_worker_that_falls_behind_is_found(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installation.ok("produce", "synthetic", "--features", "2", "--rows", "20")
+    installation.ok("detect", "--until-idle", "0.2")
+    installation.ok("produce", "synthetic", "--features", "2", "--rows", "20", "--start", "2026-01-02")
+    assert ("200 records behind", "") in findings(installation, Level.OK)
+
+    monkeypatch.setattr(doctor, "BEHIND_RECORDS", 100)
+
+    [(found, remedy)] = findings(installation, Level.MEND)
+    assert found == "200 records behind"
+    assert "add workers, up to one for each of its 1 partition" in remedy
+
+
+def test_a_damaged_bundle_is_found(watched: Installation) -> None:
+    [model] = watched.folder.glob("models/sensors/*/model.safetensors")
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        done = watched.run("doctor")
+    finally:
+        model.write_bytes(whole)
+
+    assert done.exit_code == 1
+    assert "does not match its hash" in done.stdout
+    assert "train again: `offbeat train sensors`" in done.stdout
+
+
+def test_findings_are_objects_for_programs(installation: Installation) -> None:
+    import json  # noqa: PLC0415
+
+    done = installation.configure(STREAM).run("doctor", "--json")
+
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.exit_code == 1
+    assert {each["level"] for each in found} == {"ok", "note", "mend"}
+    assert all(each.keys() == {"level", "about", "found", "remedy"} for each in found)

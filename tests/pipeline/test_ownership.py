@@ -1,0 +1,318 @@
+"""Takeover: every line of the table in docs/exactly-once.md, on a real store."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from working import AT, NORMAL, ODD, STREAM, Plant, Shelf, assert_exactly_once, plant_at, settings
+
+from pipeline.detect import Detector
+from pipeline.ownership import REBUILD_RECORDS, Owned, ScorerCache, Takeover, checkpoint
+from pipeline.ports import PutResult
+from pipeline.records import Assigned
+from pipeline.state.embedded import EmbeddedServer
+from pipeline.state.redis import RedisStore
+from pipeline.testing import FakeScorer
+
+
+@dataclass
+class Case:
+    """A store, and takeovers from it."""
+
+    store: RedisStore
+    shelf: Shelf = field(default_factory=Shelf)
+    notices: list[str] = field(default_factory=list)
+
+    def detector(self, **stream: object) -> Detector:
+        return Detector("test", STREAM, settings(**stream).stream(STREAM))
+
+    def keep(self, offset: int, *, bundle_id: str | None = "bundle-1", topic_id: str = "topic-1") -> None:
+        """An earlier owner stored its state at R."""
+        state = self.detector().fresh(topic_id, offset)
+        state.counters.bins[0] = offset
+        if bundle_id is not None:
+            state.adopt(FakeScorer(), bundle_id)
+        owned = Owned(self.store.claim(AT), state, 0, None, 0, 0.0, None)
+        assert checkpoint(self.store, owned, 0.0) is PutResult.OK
+
+    def take(
+        self,
+        committed: int | None,
+        *,
+        first: int = 0,
+        end: int = 1_000,
+        topic_id: str = "topic-1",
+        start: str = "earliest",
+        **stream: object,
+    ) -> Owned:
+        takeover = Takeover(
+            self.detector(**stream), self.store, ScorerCache(self.shelf), start, self.notices.append
+        )
+        return takeover.take(Assigned(AT, first, end, committed, topic_id), 50.0)
+
+
+@pytest.fixture
+def case(valkey_url: str) -> Iterator[Case]:
+    with Redis.from_url(valkey_url) as client:
+        client.flushall()
+    case = Case(RedisStore(valkey_url, namespace="test", stream=STREAM))
+    case.shelf.promote("bundle-1")
+    yield case
+    case.store.close()
+
+
+def assert_rebuilt(owned: Owned, *, first: int, live_from: int) -> None:
+    """Nothing of the stored state is left, here and in the store."""
+    assert (owned.state.next_offset, owned.live_from) == (first, live_from)
+    assert owned.state.counters.records_read == 0
+    assert owned.stored_offset is None
+
+
+def test_stored_state_is_brought_up_to_the_committed_offset_in_silence(case: Case) -> None:
+    case.keep(100)
+
+    owned = case.take(140)
+
+    assert (owned.state.next_offset, owned.stored_offset, owned.live_from) == (100, 100, 140)
+    assert owned.rereading
+    assert owned.state.counters.records_read == 100
+    assert case.notices == []
+
+
+def test_stored_state_at_the_committed_offset_goes_on_at_once(case: Case) -> None:
+    case.keep(140)
+
+    owned = case.take(140)
+
+    assert (owned.state.next_offset, owned.live_from, owned.rereading) == (140, 140, False)
+
+
+def test_what_was_read_with_a_bundle_is_read_again_with_it_though_there_is_a_new_champion(
+    case: Case,
+) -> None:
+    case.keep(100)
+    case.shelf.promote("bundle-2")
+
+    owned = case.take(140)
+
+    assert owned.state.bundle_id == "bundle-1"
+    assert owned.scorer is case.shelf.bundles["bundle-1"]
+
+
+def test_what_was_read_without_a_bundle_is_read_again_without(case: Case) -> None:
+    case.keep(100, bundle_id=None)
+
+    owned = case.take(140)
+
+    assert (owned.state.bundle_id, owned.scorer) == (None, None)
+
+
+def test_a_bundle_that_is_gone_leaves_the_rows_to_fill_windows(case: Case) -> None:
+    case.keep(100, bundle_id="bundle-of-old")
+
+    owned = case.take(140)
+
+    assert (owned.state.next_offset, owned.scorer) == (100, None)
+    assert "bundle-of-old" in case.notices[0]
+
+
+def test_nothing_stored_means_all_that_is_retained_in_silence_with_todays_champion(case: Case) -> None:
+    owned = case.take(140, first=10)
+
+    assert_rebuilt(owned, first=10, live_from=140)
+    assert owned.state.bundle_id == "bundle-1"
+    assert "reading 130 records again" in case.notices[0]
+
+
+def test_no_more_is_read_again_than_it_takes(case: Case) -> None:
+    owned = case.take(REBUILD_RECORDS + 700, end=REBUILD_RECORDS + 900)
+
+    assert_rebuilt(owned, first=700, live_from=REBUILD_RECORDS + 700)
+
+
+def test_without_a_usable_champion_windows_are_rebuilt_all_the_same(case: Case) -> None:
+    case.shelf.pointer_damaged = True
+
+    owned = case.take(140)
+
+    assert_rebuilt(owned, first=0, live_from=140)
+    assert owned.scorer is None
+    assert "damaged" in case.notices[0]
+
+
+def test_a_group_that_was_set_back_has_its_state_rebuilt(case: Case) -> None:
+    case.keep(100)
+
+    owned = case.take(60)
+
+    assert_rebuilt(owned, first=0, live_from=60)
+    assert "the stored state is at 100, the group was set back to 60" in case.notices[0]
+    assert case.store.peek(AT) is None
+
+
+def test_a_state_that_retention_overtook_is_rebuilt(case: Case) -> None:
+    case.keep(100)
+
+    owned = case.take(140, first=120)
+
+    assert_rebuilt(owned, first=120, live_from=140)
+    assert "retention overtook the stored state at 100" in case.notices[0]
+
+
+@pytest.mark.parametrize(
+    "stream", [{"model": {"window": 3}}, {"events": {"features": ["x", "y"]}}], ids=["window", "features"]
+)
+def test_a_state_of_another_making_is_rebuilt(case: Case, stream: dict[str, object]) -> None:
+    case.keep(100)
+
+    owned = case.take(140, **stream)
+
+    assert_rebuilt(owned, first=0, live_from=140)
+    assert "another window, feature set or schema version" in case.notices[0]
+
+
+def test_a_topic_made_again_is_read_from_its_first_record(case: Case) -> None:
+    case.keep(100)
+
+    owned = case.take(140, topic_id="topic-2")
+
+    assert_rebuilt(owned, first=0, live_from=0)
+    assert owned.state.topic_id == "topic-2"
+    assert "made again" in case.notices[0]
+    assert "a topic that was deleted" in case.notices[1]
+
+
+def test_a_committed_offset_beyond_the_end_is_of_a_topic_that_was_made_again(case: Case) -> None:
+    owned = case.take(140, first=3, end=20)
+
+    assert_rebuilt(owned, first=3, live_from=3)
+    assert "made again" in case.notices[0]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_records_that_retention_deleted_unread_are_named(case: Case, *, stored: bool) -> None:
+    if stored:
+        case.keep(100)
+
+    owned = case.take(140, first=200)
+
+    assert_rebuilt(owned, first=200, live_from=200)
+    assert "retention deleted the records 140 to 199 before they were read" in case.notices[0]
+
+
+@pytest.mark.parametrize(("start", "live_from"), [("earliest", 10), ("latest", 1_000)])
+def test_a_group_that_is_new_begins_where_the_stream_says(case: Case, start: str, live_from: int) -> None:
+    owned = case.take(None, first=10, start=start)
+
+    assert_rebuilt(owned, first=10, live_from=live_from)
+
+
+def test_few_scorers_are_kept_and_none_is_loaded_twice() -> None:
+    loads: list[str] = []
+
+    class Counting(Shelf):
+        def scorer(self, bundle_id: str) -> FakeScorer:
+            loads.append(bundle_id)
+            return FakeScorer()
+
+    cache = ScorerCache(Counting())
+    for bundle_id in ("a", "b", "c", "a", "c", "d", "b", "a"):
+        cache.get(bundle_id)
+
+    assert loads == ["a", "b", "c", "d", "a"]
+
+
+# With workers
+
+
+@pytest.fixture
+def two(valkey_url: str) -> Iterator[Plant]:
+    """A plant with two partitions."""
+    with plant_at(valkey_url, partitions=2) as made:
+        yield made
+
+
+def test_the_next_owner_reads_again_in_silence_and_goes_on(two: Plant) -> None:
+    two.produce(NORMAL, NORMAL)
+    two.produce(NORMAL, NORMAL, partition=1)
+    first = two.worker().read_all().later(5)
+    two.produce(ODD, NORMAL, ODD)
+    two.produce(ODD, partition=1)
+    first.turn().leave()
+    two.produce(NORMAL, ODD)
+    two.produce(NORMAL, ODD, partition=1)
+
+    second = two.worker().read_all()
+
+    assert_exactly_once(two, 2)
+    assert sum(second.status.bins.values()) == two.sent
+
+
+# What was read before is read again with the bundle of then, what comes after is judged by today's champion.
+def test_a_champion_found_at_a_takeover_judges_no_record_of_before(two: Plant) -> None:
+    two.produce(*[NORMAL] * 4)
+    first = two.worker().read_all().later(5)
+    two.produce(NORMAL, ODD)
+    first.turn().leave()
+    two.shelf.promote("bundle-2", FakeScorer(level=ODD))
+
+    second = two.worker().read_all().later(1)
+    two.produce(ODD, ODD, NORMAL)
+    second.turn()
+
+    assert [(alert.state, alert.source.offset, alert.bundle) for alert in two.alerts()] == [
+        ("firing", 5, "bundle-1"),
+        ("resolved", 6, "bundle-2"),
+        ("firing", 8, "bundle-2"),
+    ]
+
+
+def test_a_partition_whose_state_cannot_be_asked_for_waits_and_the_others_go_on(two: Plant) -> None:
+    two.produce(NORMAL, ODD)
+    two.produce(NORMAL, ODD, partition=1)
+    running = two.worker()
+    running.store.down = {1}
+
+    running.turn(3)
+
+    assert running.status.doing == "waiting for Redis"
+    assert (running.status.partitions, running.status.lag) == ((0,), 2)
+    assert len(two.alerts()) == 1
+    running.turn(3)
+    assert len([notice for notice in running.notices if "taken over when it answers" in notice]) == 1
+
+    running.store.down.clear()
+    running.later(1)
+    assert (running.status.doing, running.status.partitions) == ("live", (0, 1))
+    assert_exactly_once(two, 2)
+
+
+def test_a_server_that_hangs_is_waited_for_and_never_taken_for_an_empty_one(
+    two: Plant, tmp_path: Path
+) -> None:
+    with EmbeddedServer(tmp_path / "state") as server:
+        with Redis.from_url(server.url) as client:
+            pid = client.info("server")["process_id"]
+        two.produce(NORMAL, NORMAL, NORMAL)
+        two.worker(url=server.url).read_all().stop()
+        two.produce(ODD)
+        running = two.worker(url=server.url)
+        os.kill(pid, signal.SIGSTOP)
+
+        try:
+            running.turn(3)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert running.status.doing == "waiting for Redis"
+        assert (running.status.partitions, two.alerts()) == ((), [])
+
+        running.later(1).read_all()
+        assert running.bins == {"warming": 1, "scored": 3}
+        assert not [notice for notice in running.notices if "no stored state" in notice]
+        assert_exactly_once(two, 2)

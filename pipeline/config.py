@@ -6,6 +6,7 @@ Everything here is frozen: a running worker never sees a setting change under it
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +32,8 @@ def seconds(value: object) -> object:
                 f"{value!r} is no duration: write a number and ms, s, m, h or d, such as 90s or 6h"
             )
         return float(match[1]) * _UNITS[match[2]]
+    if isinstance(value, bool):
+        raise ValueError("a duration is a number and ms, s, m, h or d, such as 90s or 6h")  # noqa: TRY004
     return value
 
 
@@ -145,23 +148,28 @@ class Events(Section):
                 raise ValueError(f"`late` spans more than {MAX_OPEN_CELLS - 2} cells of `every`")
         elif self.late:
             raise ValueError("`late` needs `every`: without a grid, time must rise strictly within a series")
-        if self.silent_after is not None and self.silent_after >= self.forget_after:
-            raise ValueError("`silent_after` must be below `forget_after`")
+        if self.gap_s is not None and self.gap_s < (self.every or 0.001):
+            raise ValueError("`gap` is shorter than `every` or 1ms: no window would ever fill")
+        if self.silent_after is not None and not 0.001 <= self.silent_after < self.forget_after:
+            raise ValueError("`silent_after` must be at least 1ms and below `forget_after`")
         if self.forget_after <= self.late_s + (self.every or 0.0):
             raise ValueError("`forget_after` must be longer than `every` and `late` together")
         self._distinct_paths()
-        if self.kind == "narrow":
-            metrics = [feature.path or name for name, feature in self.features.items()]
-            if len(set(metrics)) != len(metrics):
-                raise ValueError("two features read the same metric")
         return self
 
     def _distinct_paths(self) -> None:
         """A path names one thing: no value is also an object, no feature is also the time or the series."""
         measured = {feature.path or name for name, feature in self.features.items()}
         if self.kind == "narrow":
+            if len(measured) != len(self.features):
+                raise ValueError("two features read the same metric")
+            if self.metric == self.value:
+                raise ValueError(f"the path {self.metric!r} is read as the metric's name and as its value")
             measured = {self.metric, self.value}
-        named = set(self.series) | ({self.time.field} if self.time.format != "record" else set())
+        time = {self.time.field} if self.time.format != "record" else set()
+        if both := time & set(self.series):
+            raise ValueError(f"the path {min(both)!r} is read as the time and as the series")
+        named = time | set(self.series)
         if both := measured & named:
             raise ValueError(f"the path {min(both)!r} is read as a feature and as the time or the series")
         paths = measured | named | set(self.labels)
@@ -325,18 +333,40 @@ def parse(text: str, origin: str = "offbeat.yaml") -> Config:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{origin}:{line}: this is not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{origin}: this is not YAML: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{origin}:1: expected settings such as `streams:`, found {type(value).__name__}")
+    mistakes = [f"{origin}:{line}: {key}: set twice" for line, key in _set_twice(root)]
     try:
-        return Config.model_validate(value)
+        config = Config.model_validate(value)
     except ValidationError as error:
-        mistakes = [
+        mistakes += [
             f"{origin}:{_line(root, mistake['loc'])}: {_dotted(mistake['loc'])}: {_said(mistake)}"
             for mistake in error.errors()
         ]
-        raise ConfigError("\n".join(mistakes)) from error
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return config
+
+
+def _set_twice(root: yaml.Node | None) -> Iterator[tuple[int, str]]:
+    """Line and name of each key that a mapping holds already; YAML would let the last one win."""
+    left, seen = [root], set[int]()
+    while left:
+        node = left.pop()
+        if id(node) in seen:  # an alias of what was looked at
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            left += node.value
+        elif isinstance(node, yaml.MappingNode):
+            keys = set()
+            for key, child in node.value:
+                if key.value in keys:
+                    yield key.start_mark.line + 1, key.value
+                keys.add(key.value)
+                left.append(child)
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

@@ -44,7 +44,8 @@ class Bus(Protocol):
         """Wait up to ``timeout_s`` for records (about ``max_records`` at most) or changes of ownership.
 
         Raises:
-            BusDown: the bus cannot be reached; calling again is safe.
+            BusDown, BusFull: the bus cannot be reached, or has no room to keep this member; calling again
+                is safe.
         """
         ...
 
@@ -58,7 +59,8 @@ class Bus(Protocol):
         Raises:
             Refused: ownership was lost or the step failed; nothing was written. The caller drops the
                 state of all partitions, and the next polls announce again what it owns.
-            BusFull: the bus has no room; nothing was written, ownership stands, trying again can help.
+            BusDown, BusFull: the bus is locked or has no room; nothing was written, ownership stands,
+                trying again can help.
         """
         ...
 

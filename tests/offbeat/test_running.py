@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that a Ctrl-C of the terminal can be sent to it alone
             )
+        self._seen: set[psutil.Process] = set()
 
     def lines(self) -> list[dict[str, Any]]:
         whole = self.log.read_text().split("\n")[:-1]
@@ -45,8 +47,17 @@ class Program:
 
     def family(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.process.pid).children(recursive=True)
-        return []
+            self._seen.update(psutil.Process(self.process.pid).children(recursive=True))
+        return list(self._seen)
+
+    def end(self) -> None:
+        """Leave nothing behind, whatever the test found."""
+        family = self.family()
+        self.process.kill()
+        self.process.wait()
+        for each in family:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 def wait_until(holds: Callable[[], object], what: str) -> None:
@@ -62,19 +73,14 @@ def ended(processes: list[psutil.Process]) -> bool:
 
 @pytest.fixture
 def program(installation: Installation) -> Iterator[Callable[..., Program]]:
-    started: list[tuple[Program, list[psutil.Process]]] = []
+    with ExitStack() as started:
 
-    def start(*arguments: str) -> Program:
-        made = Program(installation, *arguments)
-        started.append((made, []))
-        return made
+        def start(*arguments: str) -> Program:
+            made = Program(installation, *arguments)
+            started.callback(made.end)
+            return made
 
-    yield start
-    for made, _ in started:
-        for each in [*made.family(), psutil.Process(made.process.pid)] if made.process.poll() is None else []:
-            with suppress(psutil.NoSuchProcess):
-                each.kill()
-        made.process.wait()
+        yield start
 
 
 def committed(installation: Installation) -> int:
@@ -138,8 +144,7 @@ def test_an_installation_runs_restarts_and_stops_as_a_whole(
     whole = program("run")
     for name in ("sensors/0", "others/0"):
         wait_until(lambda name=name: whole.said(worker=name, doing="waiting for a model"), f"{name} works")
-    family = whole.family()
-    killed = next(each for each in family if "sensors" in each.cmdline())
+    killed = next(each for each in whole.family() if "sensors" in each.cmdline())
 
     killed.kill()
     before = len(whole.said(worker="sensors/0", doing="waiting for a model"))
@@ -147,13 +152,27 @@ def test_an_installation_runs_restarts_and_stops_as_a_whole(
         lambda: len(whole.said(worker="sensors/0", doing="waiting for a model")) > before,
         "it is started again",
     )
-    family += whole.family()
+    family = whole.family()
     whole.process.terminate()
 
     assert whole.process.wait(15) == 0
     assert {line["worker"] for line in whole.said(doing="stopped")} == {"sensors/0", "others/0"}
     assert any("was ended by signal 9" in line["message"] for line in whole.said(worker="run"))
     assert ended(family)
+
+
+# A terminal sends Ctrl-C to all of its processes; workers must hear it once, or they would end at once.
+def test_ctrl_c_on_a_terminal_stops_workers_in_order(
+    installation: Installation, program: Callable[..., Program]
+) -> None:
+    installation.ok("topics", "create")
+    whole = program("run")
+    wait_until(lambda: whole.said(worker="sensors/0", doing="waiting for a model"), "the worker works")
+
+    os.killpg(whole.process.pid, signal.SIGINT)
+
+    assert whole.process.wait(15) == 0
+    assert whole.said(worker="sensors/0", doing="stopped")
 
 
 # Killed is not asked: nobody is told, and still nothing stays behind, not even the state server.

@@ -98,7 +98,7 @@ def timestamp(time_ns: int) -> datetime:
 class DeadLetter(_Record):
     """A record that could not be read, or the count of a range of them beyond the rate that is kept.
 
-    As JSON, key and value are base64.
+    As JSON, key and value are base64 in its URL-safe alphabet (RFC 4648, section 5).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")

@@ -23,7 +23,7 @@ from pipeline.policy import TRANSFORM
 from pipeline.records import Int32s, Int64s, RecordBatch
 from pipeline.series import PartitionState
 
-_MAX_SERIES_CHARS = 500
+MAX_SERIES_CHARS = 500
 _EARLIEST_S, _LATEST_S = -2_208_988_800, 4_102_444_800
 """The years 1900 to 2099: sums and differences of such times in nanoseconds, and of the longest duration,
 fit into int64."""
@@ -253,8 +253,8 @@ class Decoder:
         names, refused = [], {}
         for key in keys:
             name = _series_key(key)
-            if not name or len(name) > _MAX_SERIES_CHARS or not name.isprintable():
-                refused[key] = f"its series key is not 1 to {_MAX_SERIES_CHARS} printable characters"
+            if not name or len(name) > MAX_SERIES_CHARS or not name.isprintable():
+                refused[key] = f"its series key is not 1 to {MAX_SERIES_CHARS} printable characters"
             else:
                 names.append(name)
         return names, refused

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.accounting import Bin
-from pipeline.alerts import Alert
-from pipeline.config import Stream
-from pipeline.detect import Detector
+from pipeline.alerts import LETTER_BYTES, Alert
+from pipeline.config import Events, Stream
+from pipeline.detect import LETTERS_PER_S, Detector
+from pipeline.readings import MAX_SERIES_CHARS
 from pipeline.records import PackedRows, RecordBatch
-from pipeline.series import PartitionState
+from pipeline.series import Layout, PartitionState
 from pipeline.testing import FakeScorer
 
 Record = tuple[bytes | None, float]
@@ -556,3 +559,54 @@ def test_the_model_of_the_rules_sees_every_bin_in_these_scenarios() -> None:
 
     assert not {name.name.lower() for name in Bin if name is not Bin.CORRUPT} - set(seen)
     assert min(seen[name] for name in ("no events", "recovered", "gone", "gap_filled")) > 10
+
+
+BINS_PAGE = Path(__file__).resolve().parents[2] / "docs" / "bins.md"
+
+
+def table_rows(heading: str) -> list[list[str]]:
+    """The cells of the tables under a heading of docs/bins.md, without their head."""
+    page = BINS_PAGE.read_text(encoding="utf-8")
+    section = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in row] for row in rows if not row[0].startswith(("---", " A re", " A ro"))
+    ]
+
+
+def quoted(text: str) -> set[str]:
+    return set(re.findall(r"`([a-z_]+)`", text))
+
+
+def test_the_page_names_every_bin_and_no_other() -> None:
+    rows = table_rows("A record, from its bytes to its bin")
+
+    assert {name for row in rows for name in quoted(row[1])} == {name.name.lower() for name in Bin}
+    assert all(quoted(row[1]) or row[1] == "as its row, below" for row in rows)
+
+
+def test_the_page_names_every_setting_of_events_and_no_other() -> None:
+    rows = [
+        row
+        for heading in (
+            "A record, from its bytes to its bin",
+            "Time",
+            "Holes",
+            "Silence and forgetting",
+        )
+        for row in table_rows(heading)
+    ]
+
+    assert {name for row in rows for name in quoted(row[-1])} == set(Events.model_fields)
+
+
+def test_the_page_states_the_bounds_that_hold() -> None:
+    page = BINS_PAGE.read_text(encoding="utf-8")
+    narrow = Layout.of(stream(kind="narrow", every="10s", features=list(FEATURES)))
+
+    assert f"the newest {Layout.of(stream(every='10s')).held} are known" in page
+    assert "narrow: four for each feature" in page
+    assert narrow.held == 4 * len(FEATURES)
+    assert f"the first {LETTER_BYTES >> 10} KiB" in page
+    assert f"From the {LETTERS_PER_S + 1:,}st in one second" in page
+    assert f"longer than {MAX_SERIES_CHARS} characters" in page

@@ -24,4 +24,5 @@ def kernel(function: F) -> F:
     without Numba's runtime (``_nrt``) no view of an array is counted, and counting them took five sixths of
     the time of alignment. A kernel that would need the runtime does not compile.
     """
-    return cast("F", numba.njit(cache=True, nogil=True, _nrt=False)(function))
+    compiled = numba.njit(cache=True, nogil=True, _nrt=False)  # type: ignore[call-overload] # not in its types
+    return cast("F", compiled(function))

@@ -42,7 +42,7 @@ def run(
             told, told_at = status.doing, now
             on_status(status)
         total = sum(status.bins.values())
-        if total != read or status.lag or not status.partitions or status.doing == "reading again":
+        if total != read or status.lag or not status.partitions:
             read, read_at = total, now
         elif until_idle_s is not None and now - read_at >= until_idle_s:
             break

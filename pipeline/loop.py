@@ -130,13 +130,8 @@ class Worker:
             self._arriving[assigned.partition] = assigned
         self._ends.update(polled.end_offsets)
         self._token = polled.token
-        before = {partition: owned.state.next_offset for partition, owned in self._owned.items()}
-        processed = [self._process(batch) for batch in polled.batches if batch.partition in before]
-        processed += [
-            self._skip(corrupt, before[corrupt.partition])
-            for corrupt in polled.corrupt
-            if corrupt.partition in before
-        ]
+        processed = [self._process(batch) for batch in polled.batches if batch.partition in self._owned]
+        processed += [self._skip(corrupt) for corrupt in polled.corrupt if corrupt.partition in self._owned]
         self._settle(processed)
 
     def stop(self) -> None:
@@ -147,7 +142,6 @@ class Worker:
     def _process(self, batch: RecordBatch) -> Processed:
         """Run the detect step; what earlier owners have committed gives no outputs."""
         owned = self._owned[batch.partition]
-        batch = batch.since(owned.state.next_offset)
         if owned.rereading:
             self._detector.step(owned.state, batch.before(owned.live_from), owned.scorer)
             batch = batch.since(owned.live_from)
@@ -157,28 +151,26 @@ class Worker:
             self._uncommitted += max(len(batch), 1)
         return Processed(batch.partition, outputs, owned.state.names)
 
-    def _skip(self, corrupt: Corrupt, read_from: int) -> Processed:
-        """Count a damaged range, a gap in what was read from ``read_from`` on, and bury its place."""
+    def _skip(self, corrupt: Corrupt) -> Processed:
+        """Count a damaged range and bury its place; the records behind it may have been read already."""
         owned, outputs = self._owned[corrupt.partition], Outputs()
-        offset = max(corrupt.offset, read_from)
-        count = corrupt.next_offset - offset
+        owned.state.counters.bins[Bin.CORRUPT] += corrupt.next_offset - corrupt.offset
+        owned.state.next_offset = max(owned.state.next_offset, corrupt.next_offset)
+        first = max(corrupt.offset, owned.live_from)
+        count = corrupt.next_offset - first
         if count > 0:
-            owned.state.counters.bins[Bin.CORRUPT] += count
-            owned.state.next_offset = max(owned.state.next_offset, corrupt.next_offset)
-            first = max(offset, owned.live_from)
-            if corrupt.next_offset > first:
-                self._uncommitted += corrupt.next_offset - first
-                outputs.dead_letters.append(
-                    DeadLetter(
-                        stream=self._parts.stream,
-                        partition=corrupt.partition,
-                        offset=first,
-                        last_offset=corrupt.next_offset - 1,
-                        count=corrupt.next_offset - first,
-                        timestamp_ms=0,
-                        reason=f"the stored batch is damaged: {corrupt.reason}",
-                    )
+            self._uncommitted += count
+            outputs.dead_letters.append(
+                DeadLetter(
+                    stream=self._parts.stream,
+                    partition=corrupt.partition,
+                    offset=first,
+                    last_offset=corrupt.next_offset - 1,
+                    count=count,
+                    timestamp_ms=0,
+                    reason=f"the stored batch is damaged: {corrupt.reason}",
                 )
+            )
         return Processed(corrupt.partition, outputs, owned.state.names)
 
     def _settle(self, processed: list[Processed]) -> None:

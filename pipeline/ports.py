@@ -50,7 +50,7 @@ class Bus(Protocol):
         ...
 
     def seek(self, partition: TopicPartition, next_offset: int) -> None:
-        """Read ``partition`` from ``next_offset`` on; valid only for an owned partition."""
+        """Read ``partition`` from ``next_offset`` on, nothing below it; valid only for an owned partition."""
         ...
 
     def commit(self, token: Token, next_offsets: Mapping[TopicPartition, int], sends: Sequence[Send]) -> None:

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from redis import Redis
@@ -23,6 +23,7 @@ from pipeline.errors import BundleError, NotFound, OffbeatError, StoreDown
 from pipeline.loop import Parts, Processed, Status, Worker
 from pipeline.ports import Bus, PutResult, Scorer, StateStore
 from pipeline.records import (
+    Assigned,
     Claim,
     PackedRows,
     Polled,
@@ -85,12 +86,14 @@ class Shelf:
     bundles: dict[str, Scorer] = field(default_factory=dict)
     promoted: str | None = None
     pointer_damaged: bool = False
+    looks: int = 0
 
     def promote(self, bundle_id: str, scorer: Scorer | None = None) -> None:
         self.bundles[bundle_id] = scorer or FakeScorer()
         self.promoted = bundle_id
 
     def champion(self) -> str | None:
+        self.looks += 1
         if self.pointer_damaged:
             raise BundleError("champion.json is damaged; promote a bundle again")
         return self.promoted
@@ -110,6 +113,7 @@ class SeenBus:
         failing: raised by the next commits, one each, before anything is written.
         failing_polls: the same for polls.
         before_commit: called once, before the next commit.
+        announcing: what the next poll announces besides.
     """
 
     bus: Bus
@@ -117,11 +121,14 @@ class SeenBus:
     failing: list[OffbeatError] = field(default_factory=list)
     failing_polls: list[OffbeatError] = field(default_factory=list)
     before_commit: Callable[[], object] | None = None
+    announcing: tuple[Assigned, ...] = ()
 
     def poll(self, max_records: int, timeout_s: float) -> Polled:  # noqa: ARG002 - nobody waits in a test
         if self.failing_polls:
             raise self.failing_polls.pop(0)
-        return self.bus.poll(max_records, 0.0)
+        polled = self.bus.poll(max_records, 0.0)
+        announced, self.announcing = self.announcing, ()
+        return replace(polled, assigned=polled.assigned + announced)
 
     def seek(self, partition: TopicPartition, next_offset: int) -> None:
         self.bus.seek(partition, next_offset)
@@ -142,6 +149,9 @@ class SeenStore:
 
     Attributes:
         puts: partition, offset, whether whole, and what became of it.
+        rows: the rows of these writes, counted.
+        claims: the partitions claimed.
+        tries: calls that failed.
         down: partitions whose calls fail.
         losing_replies: the next writes are taken, and their replies lost.
     """
@@ -149,7 +159,9 @@ class SeenStore:
     store: StateStore
     committed: Callable[[int], int | None]
     puts: list[tuple[int, int, bool, PutResult]] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
     claims: list[int] = field(default_factory=list)
+    tries: int = 0
     down: set[int] = field(default_factory=set)
     losing_replies: int = 0
 
@@ -163,6 +175,7 @@ class SeenStore:
         assert offset == self.committed(claim.partition.partition), "a checkpoint that is not committed"
         result = self.store.put(claim, base, offset, rows, whole=whole)
         self.puts.append((claim.partition.partition, offset, whole, result))
+        self.rows.append(len(rows.series))
         if self.losing_replies:
             self.losing_replies -= 1
             raise StoreDown("the reply was lost")
@@ -170,6 +183,7 @@ class SeenStore:
 
     def _fail(self, partition: TopicPartition) -> None:
         if partition.partition in self.down:
+            self.tries += 1
             raise StoreDown("Redis is down")
 
 

@@ -119,6 +119,17 @@ def test_a_partition_that_waits_for_redis_is_no_idleness(two: Plant) -> None:
     assert sum(told[-1].bins.values()) == 2
 
 
+def test_standing_by_is_no_idleness(plant: Plant) -> None:
+    plant.produce(NORMAL)
+    first = plant.worker().turn()
+    running = plant.worker()
+
+    told, turns = run(running, until_idle_s=1.0, on_turn=lambda turn: first.leave() if turn == 50 else None)
+
+    assert turns > 50
+    assert sum(told[-1].bins.values()) == 1
+
+
 def test_a_status_is_told_every_two_seconds_and_whenever_something_else_is_done(plant: Plant) -> None:
     running = plant.worker()
 

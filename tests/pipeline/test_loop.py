@@ -14,6 +14,7 @@ from working import AT, NORMAL, ODD, Plant, Running, assert_exactly_once, plant_
 
 from pipeline.errors import BusDown, BusError, BusFull
 from pipeline.ports import PutResult
+from pipeline.records import Assigned
 from pipeline.state.embedded import EmbeddedServer
 from pipeline.testing import FakeScorer
 
@@ -135,6 +136,18 @@ def test_state_is_stored_every_five_seconds_of_work_whole_at_first_and_what_chan
     plant.produce(ODD)
     assert running.later(4.9).store.puts[2:] == []
     assert running.later(0.1).store.puts[2:] == [(0, 4, False, OK)]
+    assert_stored_as_read(plant)
+
+
+def test_only_what_changed_is_written(plant: Plant) -> None:
+    plant.produce(NORMAL, NORMAL, series="a")
+    plant.produce(NORMAL, NORMAL, series="b")
+    running = plant.worker().read_all().later(5)
+
+    plant.produce(NORMAL, series="b")
+    running.later(5)
+
+    assert running.store.rows == [2, 1]
     assert_stored_as_read(plant)
 
 
@@ -288,6 +301,36 @@ def deadline_join(running: Running) -> None:
     raise AssertionError("the stalled member was never replaced")
 
 
+def test_a_partition_announced_again_is_taken_over_afresh(plant: Plant) -> None:
+    plant.produce(NORMAL, NORMAL, ODD)
+    running = plant.worker().read_all()
+    plant.produce(NORMAL)
+    bounds = plant.broker.reader().bounds(AT.topic)[0]
+    running.bus.announcing = (Assigned(AT, 0, bounds.end_offset, 3, bounds.topic_id),)
+
+    running.turn()
+    assert (running.status.partitions, running.status.lag) == ((), 1)
+
+    running.later(1).read_all()
+    assert running.store.claims == [0, 0]
+    assert_exactly_once(plant)
+    assert running.bins == {"warming": 1, "scored": 3}
+
+
+# What partition 0 reads again is below its committed offset: to commit that would set it back.
+def test_a_commit_never_sets_a_position_back(two: Plant) -> None:
+    for _ in range(8):
+        two.produce(NORMAL)
+    two.worker().read_all().later(1).leave()
+    two.produce(NORMAL, ODD, partition=1)
+
+    running = two.worker(max_records=1).turn(4)
+
+    assert running.status.doing == "reading again"
+    assert len(two.alerts()) == 1
+    assert (two.committed(0), two.committed(1)) == (8, 2)
+
+
 def test_after_a_refusal_no_other_partition_is_touched(impatient: Plant) -> None:
     running = impatient.worker().turn(2)
     impatient.shelf.promote("bundle-2")
@@ -424,6 +467,43 @@ def test_without_a_model_the_rows_needed_and_the_time_left_are_said(plant: Plant
     running.later(10)
     assert running.status.message == "14 of 14 rows a series; train it: offbeat train pumps"
     assert running.bins == {"waiting_model": 14}
+
+
+def test_the_registry_is_asked_once_a_second(plant: Plant) -> None:
+    running = plant.worker().turn(3)
+    looks = plant.shelf.looks
+
+    running.turn(9)
+    assert plant.shelf.looks == looks
+
+    running.later(1).turn(9)
+    assert plant.shelf.looks == looks + 1
+
+
+# The state was stored without a model; the worker that finds one misses no record by looking too late.
+def test_a_model_is_taken_on_before_the_first_record_after_a_takeover(plant: Plant) -> None:
+    plant.shelf.promoted = None
+    plant.produce(NORMAL, NORMAL)
+    plant.worker().read_all().stop()
+    plant.shelf.promote("bundle-1")
+    plant.produce(NORMAL, ODD)
+
+    running = plant.worker().read_all()
+
+    assert running.bins == {"waiting_model": 2, "scored": 2}
+
+
+# A cell of series a closes by its neighbour's records, before a record of its own asks for its calibration.
+def test_series_are_judged_by_their_calibration_from_a_takeover_on(valkey_url: str) -> None:
+    with plant_at(valkey_url, events={"features": ["x"], "every": "5s"}) as plant:
+        plant.produce(*[NORMAL] * 6, series="a")
+        plant.worker().read_all().stop()
+        plant.produce(*[NORMAL] * 12, series="b")
+
+        running = plant.worker().read_all()
+
+        assert running.bins["scored"] == 1
+        assert plant.alerts() == []
 
 
 def test_a_first_model_scores_from_then_on(plant: Plant) -> None:
@@ -594,6 +674,16 @@ def test_the_bins_sum_to_the_records_read_and_with_the_lag_to_all_there_are(valk
         running.stop()
 
 
+def test_who_lost_what_it_waited_with_stands_by(impatient: Plant) -> None:
+    running = impatient.worker()
+    running.store.down = {0, 1}
+    running.turn(2)
+    assert running.status.doing == "waiting for Redis"
+    deadline_join(impatient.worker())
+
+    assert running.turn().status.doing == "standing by"
+
+
 def test_who_has_no_partition_stands_by(plant: Plant) -> None:
     first = plant.worker().turn(2)
 
@@ -632,12 +722,12 @@ STEPS = st.one_of(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(steps=st.lists(STEPS, max_size=25), silent=st.booleans())
+@given(steps=st.lists(STEPS, max_size=25), events=st.sampled_from(["plain", "silent", "grid"]))
 def test_whatever_happens_alerts_letters_and_bins_are_those_of_an_uninterrupted_run(
-    valkey_url: str, steps: list[tuple], *, silent: bool
+    valkey_url: str, steps: list[tuple], events: str
 ) -> None:
-    events = {"features": ["x"]} | ({"silent_after": "20s"} if silent else {})
-    with plant_at(valkey_url, partitions=2, events=events) as plant:
+    kinds = {"plain": {}, "silent": {"silent_after": "20s"}, "grid": {"every": "3s"}}
+    with plant_at(valkey_url, partitions=2, events={"features": ["x"], **kinds[events]}) as plant:
         running = plant.worker(max_records=3)
         for name, *arguments in steps:
             match name:

@@ -286,6 +286,7 @@ def test_a_partition_whose_state_cannot_be_asked_for_waits_and_the_others_go_on(
     assert len(two.alerts()) == 1
     running.turn(3)
     assert len([notice for notice in running.notices if "taken over when it answers" in notice]) == 1
+    assert running.store.tries == 1
 
     running.store.down.clear()
     running.later(1)

@@ -649,6 +649,17 @@ def test_a_worker_that_stops_in_order_is_followed_without_reading_again(plant: P
     assert_exactly_once(plant)
 
 
+def test_what_cannot_be_committed_at_the_end_is_not_stored(plant: Plant) -> None:
+    plant.produce(NORMAL)
+    running = plant.worker().read_all()
+    running.bus.failing = [BusFull("the disk is full")]
+    running.clock.stopping = True
+
+    running.stop()
+
+    assert (plant.committed(), plant.stored()) == (None, None)
+
+
 def test_nothing_is_stored_at_the_end_that_is_stored_already(plant: Plant) -> None:
     plant.produce(NORMAL)
     running = plant.worker().read_all().later(5)
@@ -721,7 +732,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(STEPS, max_size=25), events=st.sampled_from(["plain", "silent", "grid"]))
 def test_whatever_happens_alerts_letters_and_bins_are_those_of_an_uninterrupted_run(
     valkey_url: str, steps: list[tuple], events: str

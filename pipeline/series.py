@@ -283,8 +283,6 @@ class PartitionState:
 
     def release(self, slots: Sequence[int]) -> None:
         """Forget series: their slots are free, their stored rows go with the next checkpoint."""
-        if not slots:
-            return
         gone = set(slots)
         for slot in gone:
             if self.dirty[slot]:  # else it was over the limit: never live, nothing of it is stored

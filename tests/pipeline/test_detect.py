@@ -105,15 +105,17 @@ class TestModels:
     def test_another_bundle_restarts_the_moments_from_its_calibration_and_raises_no_alert(self) -> None:
         feed = Feed(stream())
         feed.send(*(reading("a", t) for t in range(20)))
+        feed.state.stored()
 
         feed.scorer = FakeScorer(normal_error=3.0)
         feed.state.adopt(feed.scorer, "bundle-2")
+        to_be_stored = feed.state.pack(whole=False).series
         outputs = feed.send(reading("a", 20))
 
         assert outputs.scores[0].threshold[0] == pytest.approx(3.0 + 4 * 0.3)
         assert feed.alerts == []
         assert feed.state.bundle_id == "bundle-2"
-        assert feed.state.dirty[feed.state.index["a"]]
+        assert to_be_stored == [b"a"]
 
     def test_the_same_bundle_adopted_again_keeps_what_the_moments_have_learnt(self) -> None:
         feed = Feed(stream())

@@ -77,6 +77,17 @@ def test_recovery_counts_rows_in_a_row_whose_own_error_is_below() -> None:
     assert (episodes.row.revision, episodes.row.peak) == (2, HIGH)
 
 
+def test_the_peak_is_the_highest_score_of_the_whole_episode() -> None:
+    episodes = Episodes(**{"for": 2, "recovery": 2})
+
+    peaks = []
+    for row in ((2.0, 2.0), (3.0, 3.0), (9.0, 9.0), (1.0, 0.5), (0.5, 0.5), (4.0, 4.0)):
+        episodes.take(row)
+        peaks.append(float(episodes.row.peak))
+
+    assert peaks == [2.0, 3.0, 9.0, 9.0, 9.0, 4.0]
+
+
 def test_a_slow_drift_that_only_the_window_shows_fires_too() -> None:
     assert Episodes().take(STEADY, ECHO) == [NOTHING, FIRED]
 

@@ -74,7 +74,7 @@ class TestTime:
 
     def test_a_wild_record_timestamp_does_not_overflow_the_bound_on_the_future(self) -> None:
         settings = stream()
-        odd = RecordBatch.of(PARTITION, 0, [(None, b'{"series": "a", "time": 5, "x": 1}', 1 << 62)])
+        odd = RecordBatch.of(PARTITION, 0, [(None, b'{"series": "a", "time": 5, "x": 1}', 5 * 10**16)])
 
         readings = Decoder(settings).decode(odd, PartitionState(Layout.of(settings)))
 

@@ -188,7 +188,9 @@ def _show(revisions: list[Alert]) -> None:
             measured(each.observed, each.unit),
             measured(each.expected, each.unit),
         ]
-        rows += [[each.name, *figures, observed], ["", "", "", "", expected]]
+        rows.append([each.name, *figures, observed])
+        if expected:  # only the first features come with their windows
+            rows.append(["", "", "", "", expected])
     print_columns(["feature", " share", " observed", " expected", "window"], rows)
 
 

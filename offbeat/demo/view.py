@@ -261,7 +261,7 @@ def summary(scene: Scene, settings: str, found: Sequence[Alert], *, kept: Sequen
     for url in kept:
         console.print(f"{url} keeps what this run wrote under the namespace above", style="dim")
     console.print(Rule("try next", align="left", style="dim"))
-    console.print(_next())
+    console.print(_next(), soft_wrap=True)
 
 
 def _accounting(scene: Scene) -> RenderableType:
@@ -280,15 +280,13 @@ def _accounting(scene: Scene) -> RenderableType:
     return Group(table, said)
 
 
-def _next() -> RenderableType:
+def _next() -> Text:
     program = "offbeat" if shutil.which("offbeat") else sys.argv[0]
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(style="dim")
-    for command, purpose in (
+    commands = (
         ("config example > offbeat.yaml", "two streams to begin with"),
         ("produce synthetic --help", "made-up sensors with faults"),
-        ("train --help", "learn a topic or files"),
-    ):
-        table.add_row(Text(f"{program} {command}", "bold"), purpose)
-    return table
+        ("train --help", "learn from a topic or from files"),
+    )
+    wide = max(len(command) for command, _ in commands)
+    lines = [Text.assemble(f"{program} {one:{wide}}", (f"  # {why}", "dim")) for one, why in commands]
+    return Text("\n").join(lines)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -103,10 +101,6 @@ def teach(config: Config) -> None:
 def _history() -> dict[str, SeriesRows]:
     """The first rows of each series, before any fault."""
     made = Synthetic(Readings(_TRAINING_ROWS).options)
-    values = np.concatenate(list(_blocks(made)))
+    values = np.concatenate([values for _, values in made.blocks()])
     segment = np.zeros(len(values), np.int32)
     return {name: SeriesRows(values[:, number], segment) for number, name in enumerate(made.series)}
-
-
-def _blocks(made: Synthetic) -> Iterator[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]:
-    return (values for _, values in islice(made.blocks(), made.options.rows))

@@ -14,7 +14,9 @@ import statistics
 import sys
 import tempfile
 import uuid
+from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,53 +39,96 @@ TARGET = 250_000
 """Records a second of the whole path in one process on the embedded bus."""
 
 
-Rounds = list[list[Taken]]
-"""By round, then by pass as in PASSES."""
-
-
 def main() -> None:
     """Measure, print the table, write the file."""
     options = _options()
     report: dict[str, Any] = {
         "machine": _machine(),
         "scope": {"series": SERIES, "features": FEATURES, "window": WINDOW, "partitions": 1, "processes": 1},
+        "rounds": options.rounds,
         "buses": {},
     }
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="offbeat-bench-")))
-        buses = {"embedded": (f"sqlite:///{folder / 'bus.db'}", options.rows)}
-        if broker := opened.enter_context(kafka_broker(folder / "kafka")):
-            buses["kafka"] = (f"kafka://{broker}", options.kafka_rows)
-        for name, rounds in _measured(buses, folder, options.rounds).items():
-            report["buses"][name] = {"records": rounds[0][0].records, "stages": _stages(rounds)}
-    if "kafka" not in report["buses"]:
-        report["buses"]["kafka"] = {"skipped": NO_KAFKA}
+        buses = {"embedded": (f"sqlite:///{folder / 'bus.db'}", options.records)}
+        broker = opened.enter_context(kafka_broker(folder / "kafka"))
+        if broker:
+            buses["kafka"] = (f"kafka://{broker}", options.kafka_records)
+        else:
+            report["buses"]["kafka"] = {"skipped": NO_KAFKA}
+        for name, (records, rounds) in _measured(buses, folder, options.rounds).items():
+            report["buses"][name] = {"records": records, "stages": _stages(rounds)}
     report["machine"]["load_after"] = os.getloadavg()
-    _print(report)
+    _print_table(report)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"Written to {options.output}.")
+    print(f"\nwritten to {options.output}")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=800, help="of each series, on the embedded bus")
-    parser.add_argument("--kafka-rows", type=int, default=160, help="the same on Kafka")
-    parser.add_argument("--rounds", type=int, default=5, help="each measures every stage once")
+    parser.add_argument("--records", type=int, default=800_000, help="on the embedded bus")
+    parser.add_argument("--kafka-records", type=int, default=160_000, help="on Kafka")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench.json")
-    options = parser.parse_args()
-    if min(options.rows, options.kafka_rows) < 2 * WINDOW or options.rounds < 1:
-        parser.error(
-            f"at least {2 * WINDOW} rows, of which the first {WINDOW} fill the windows, and one round"
+    return parser.parse_args()
+
+
+def _measured(
+    buses: dict[str, tuple[str, int]], folder: Path, rounds: int
+) -> dict[str, tuple[int, list[dict[tuple[str, str], Taken]]]]:
+    """Fill the buses, then run every pass of every bus in each round; a pass has a group of its own."""
+    sizes = {}
+    run = f"bench-{uuid.uuid4().hex[:8]}"  # a broker that was given may hold topics of an earlier run
+    for name, (url, records) in buses.items():
+        readings = Readings(max(records // SERIES, 2 * WINDOW))
+        config = settings(run, url, folder)
+        print(f"filling the {name} bus with {readings.records:,} records ...", flush=True)
+        fill(config, readings)
+        sizes[name] = readings.records
+    print(f"training {SERIES:,} models, and one ...", flush=True)
+    teach(settings(run, "sqlite://", folder))
+    taken: dict[str, tuple[int, list[dict[tuple[str, str], Taken]]]] = {
+        name: (size, []) for name, size in sizes.items()
+    }
+    numbers = count()
+    for number in range(rounds):
+        for name, (url, _) in buses.items():
+            passes = {}
+            for label, scope, stage in PASSES:
+                print(f"round {number + 1} of {rounds}, {name}: {label} {scope}", flush=True)
+                config = settings(f"{run}.{next(numbers)}", url, folder)
+                passes[label, scope] = measure(stage(config, scope or "shared", sizes[name]))
+            taken[name][1].append(passes)
+    return taken
+
+
+def _stages(rounds: list[dict[tuple[str, str], Taken]]) -> list[dict[str, object]]:
+    """Each pass with its medians and spread, and its rate against consuming alone in the same round."""
+    rows: list[dict[str, object]] = []
+    for label, scope, _ in PASSES:
+        passes = [one[label, scope] for one in rounds]
+        ratios = [one[label, scope].records_per_s / one["consume", ""].records_per_s for one in rounds]
+        rows.append(
+            {
+                "stage": label,
+                "models": scope,
+                "records_per_s": _spread([one.records_per_s for one in passes]),
+                "cpu_s_per_million": _spread([one.cpu_s_per_million for one in passes]),
+                "ratio_to_consume": _spread(ratios),
+            }
         )
-    return options
+    return rows
 
 
-def _machine() -> dict[str, Any]:
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _machine() -> dict[str, object]:
     return {
         "cores": os.cpu_count(),
         "architecture": platform.machine(),
-        "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
@@ -91,75 +136,35 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _measured(buses: dict[str, tuple[str, int]], folder: Path, rounds: int) -> dict[str, Rounds]:
-    """Fill the buses, train the models, and pass over each bus by each stage, round by round."""
-    run = f"bench-{uuid.uuid4().hex[:8]}"
-    for name, (url, rows) in buses.items():
-        print(f"Writing {SERIES * rows} records to the {name} bus ...", flush=True)
-        fill(settings(run, url, folder), Readings(rows))
-    print(f"Training one shared model and {SERIES} of their own ...", flush=True)
-    teach(settings(run, next(iter(buses.values()))[0], folder))
-    taken: dict[str, Rounds] = {name: [] for name in buses}
-    for number in range(rounds):
-        print(f"Round {number + 1} of {rounds} ...", flush=True)
-        for name, (url, rows) in buses.items():
-            row = []
-            for place, (_, scope, stage) in enumerate(PASSES):
-                config = settings(f"{run}.{number}.{place}", url, folder)
-                row.append(measure(stage(config, scope or next(iter(SCOPES)), SERIES * rows)))
-            taken[name].append(row)
-    return taken
-
-
-def _stages(rounds: Rounds) -> list[dict[str, Any]]:
-    """Medians over the rounds with the least and the most; ratios are taken within a round."""
-    stages = []
-    for place, (stage, scope, _) in enumerate(PASSES):
-        mine = [row[place] for row in rounds]
-        stages.append(
-            {
-                "stage": stage,
-                "models": scope or None,
-                "records_per_s": _spread([taken.records_per_s for taken in mine]),
-                "cpu_s_per_million": _spread([taken.cpu_s_per_million for taken in mine]),
-                "cpu_to_consume": _spread(
-                    [
-                        taken.cpu_s_per_million / row[0].cpu_s_per_million
-                        for taken, row in zip(mine, rounds, strict=True)
-                    ]
-                ),
-            }
-        )
-    return stages
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def _print(report: dict[str, Any]) -> None:
-    scope = report["scope"]
-    size = f"{scope['series']} series x {scope['features']} features, window {scope['window']}"
-    print(f"\n{size}, every row scored; one process, one partition")
-    print("medians, in brackets the least and the most")
+def _print_table(report: dict[str, Any]) -> None:
+    line = "{:<10}{:<34}{:<9}{:>11}{:>24}{:>9}{:>7}"
+    print("\n" + line.format("bus", "stage", "models", "records/s", "(min to max)", "CPU s/M", "ratio"))
     for name, bus in report["buses"].items():
         if "skipped" in bus:
-            print(f"\n{name}: skipped ({bus['skipped']})")
+            print(f"{name:<10}skipped: {bus['skipped']}")
             continue
-        print(f"\n{name} bus, {bus['records']} records a pass")
-        print(f"  {'stage':<32}{'models':<9}{'k records/s':>18}{'CPU s/million':>22}{'to consume':>12}")
-        for stage in bus["stages"]:
-            rate, cpu = stage["records_per_s"], stage["cpu_s_per_million"]
-            rates = f"{rate['median'] / 1e3:.0f} ({rate['min'] / 1e3:.0f}-{rate['max'] / 1e3:.0f})"
-            seconds = f"{cpu['median']:.2f} ({cpu['min']:.2f}-{cpu['max']:.2f})"
-            ratio = f"{stage['cpu_to_consume']['median']:.1f} x"
-            print(f"  {stage['stage']:<32}{stage['models'] or '':<9}{rates:>18}{seconds:>22}{ratio:>12}")
+        for row in bus["stages"]:
+            rate, cpu, ratio = (
+                row[key] for key in ("records_per_s", "cpu_s_per_million", "ratio_to_consume")
+            )
+            spread = f"{rate['min']:,.0f} to {rate['max']:,.0f}"
+            print(
+                line.format(
+                    name,
+                    row["stage"],
+                    row["models"],
+                    f"{rate['median']:,.0f}",
+                    spread,
+                    f"{cpu['median']:.2f}",
+                    f"{ratio['median']:.2f}",
+                )
+            )
     slowest = min(
-        stage["records_per_s"]["median"]
-        for stage in report["buses"]["embedded"]["stages"]
-        if stage["stage"] == "whole path"
+        row["records_per_s"]["median"]
+        for row in report["buses"]["embedded"]["stages"]
+        if row["stage"] == "whole path"
     )
-    print(f"\nWhole path, embedded: {slowest / 1e3:.0f} k records/s; to be held: {TARGET / 1e3:.0f} k.")
+    print(f"\nwhole path on the embedded bus: {slowest:,.0f} records/s or more; {TARGET:,} is to be held")
 
 
 if __name__ == "__main__":

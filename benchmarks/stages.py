@@ -83,7 +83,7 @@ def detect(config: Config, stream: str, records: int) -> Iterator[int]:
 
 def whole(config: Config, stream: str, records: int) -> Iterator[int]:
     """And commit alerts and positions, and checkpoint the state: a worker, to its orderly end."""
-    with open_parts(config, stream, slot=0) as parts:
+    with open_parts(config, stream, slot=0, notice=print) as parts:
         worker = Worker(parts)
         done, deadline = 0, time.monotonic() + _QUIET_S
         while done < records:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 from consumers import detector
 from offbeat import app
 from pipeline import config
 from pipeline.loop import Parts, Processed
+
+FASTER = 20
+"""The worker's clock runs so much faster, so that a short life sees several checkpoints."""
+
+
+def clock() -> float:
+    """Seconds as the worker counts them."""
+    return FASTER * time.monotonic()
 
 
 def tell(line: str) -> None:
@@ -35,8 +44,8 @@ def main(path: str, stream: str, max_records: str) -> None:
         )
         store = server.store(namespace=settings.namespace, stream=stream)
         models = app.StreamModels(settings, stream)
-        parts = Parts(settings, stream, bus, store, models, int(max_records), observe)
-        detector.run(parts, should_stop=lambda: False, until_idle_s=1.5)
+        parts = Parts(settings, stream, bus, store, models, int(max_records), observe, clock=clock)
+        detector.run(parts, should_stop=lambda: False, until_idle_s=1.5 * FASTER)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 
 from models import Registry, SeriesRows, train
 from offbeat.app import input_topics, model_spec, open_bus
+from offbeat.controls import Control, who
 from pipeline.config import Config
 from producers.synthetic import Synthetic, SyntheticOptions, produce
 
@@ -66,6 +67,7 @@ def settings(namespace: str, bus: str, folder: Path) -> Config:
             "bus": bus,
             "state": f"embedded:///{folder / 'state'}",
             "registry": str(folder / "models"),
+            "snapshots": str(folder / "snapshots"),
             "streams": dict.fromkeys(SCOPES, stream),
         }
     )
@@ -94,8 +96,9 @@ def teach(config: Config) -> None:
             created_at="2026-01-01T00:00:00Z",
             max_series_models=models,
         )
-        registry = Registry(config.registry)
-        registry.promote(name, registry.save(name, bundle))
+        bundle_id = Registry(config.registry).save(name, bundle)
+        with open_bus(config.bus) as broker:
+            Control(config, broker, who("make bench")).promote(name, bundle_id, "to be measured")
 
 
 def _history() -> dict[str, SeriesRows]:

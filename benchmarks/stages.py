@@ -10,6 +10,7 @@ import numpy as np
 from installation import SERIES, WINDOW, topic
 
 from offbeat.app import StreamModels, open_bus, open_parts
+from offbeat.controls import Control, who
 from pipeline.config import Config
 from pipeline.detect import Detector
 from pipeline.loop import MAX_RECORDS, POLL_S, Worker
@@ -77,8 +78,10 @@ def windows(config: Config, stream: str, records: int) -> Iterator[int]:
 
 def detect(config: Config, stream: str, records: int) -> Iterator[int]:
     """And reconstruct every window: the whole detect step."""
-    models = StreamModels(config, stream)
-    yield from _detect(config, stream, records, models.scorer(models.champion() or ""))
+    with open_bus(config.bus) as broker:
+        bundle_id = Control(config, broker, who("make bench")).view().champions[stream]
+    scorer = StreamModels(config, stream).scorer(bundle_id, config.stream(stream))
+    yield from _detect(config, stream, records, scorer)
 
 
 def whole(config: Config, stream: str, records: int) -> Iterator[int]:

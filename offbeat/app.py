@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pipeline.bus
+from offbeat.controls import Control, who
 from pipeline.config import Config, Stream
-from pipeline.errors import BundleError, NotFound
+from pipeline.control import policy_sha, settings_of
+from pipeline.errors import BundleError, ConfigError, NotFound
 from pipeline.records import TopicSpec
 
 if TYPE_CHECKING:  # these pull in torch, numba or redis, which most commands do not need
@@ -96,19 +98,14 @@ class StreamModels:
     """The bundles of one stream; see :class:`pipeline.ports.Models`."""
 
     def __init__(self, config: Config, stream: str) -> None:
-        self._registry = registry(config)
-        self._name, self._stream = stream, config.stream(stream)
+        self._registry, self._name = registry(config), stream
 
-    def champion(self) -> str | None:
-        """See :meth:`pipeline.ports.Models.champion`."""
-        return self._registry.champion(self._name)
-
-    def scorer(self, bundle_id: str) -> Scorer:
+    def scorer(self, bundle_id: str, settings: Stream) -> Scorer:
         """See :meth:`pipeline.ports.Models.scorer`."""
         from models import StackScorer
 
         bundle = self._registry.load(self._name, bundle_id)
-        check_fits(bundle.manifest.spec, bundle_id, self._name, self._stream)
+        check_fits(bundle.manifest.spec, bundle_id, self._name, settings)
         return StackScorer(bundle)
 
 
@@ -131,17 +128,52 @@ def check_fits(spec: ModelSpec, bundle_id: str, name: str, stream: Stream) -> No
 
 
 def output_topics(config: Config) -> list[TopicSpec]:
-    """The topics that workers write to."""
+    """The topics that every stream shares: alerts, dead letters, and the control topic, kept for ever."""
     return [
+        TopicSpec(config.control_topic, 1),
         TopicSpec(config.alerts_topic, 1, ALERTS_RETENTION_MS),
         TopicSpec(config.dead_letters_topic, 1, ALERTS_RETENTION_MS),
     ]
+
+
+def journal_spec(config: Config, stream: str, broker: Broker) -> TopicSpec:
+    """A stream's journal topic: a partition for each partition of its input, kept for ever."""
+    partitions = broker.admin().describe().topics[config.stream(stream).topic]
+    return TopicSpec(config.journal_topic(stream), partitions)
 
 
 def input_topics(config: Config, streams: Sequence[str], partitions: int) -> list[TopicSpec]:
     """The topics that streams read, each once; kept for ever, because recorded events are old at once."""
     names = dict.fromkeys(config.stream(name).topic for name in streams)
     return [TopicSpec(name, partitions) for name in names]
+
+
+def settle_policy(
+    config: Config, stream: str, broker: Broker, notice: Callable[[str], None] = lambda _: None
+) -> None:
+    """See that a stream has a policy: the configuration's section, where it has none yet.
+
+    Raises:
+        ConfigError: the policy in force reads another topic than the configuration says.
+        BusDown: the bus cannot be reached.
+    """
+    control = Control(config, broker, who("first start"), notice)
+    view, wanted = control.view(), config.stream(stream)
+    sha = view.policies.get(stream)
+    if sha is None:
+        control.apply(stream, "the stream's first start")
+        return
+    in_force = view.settings[sha]
+    if in_force.topic != wanted.topic:
+        raise ConfigError(
+            f"the policy in force for stream {stream!r} reads the topic {in_force.topic!r}, and the "
+            f"configuration {wanted.topic!r}; `offbeat config apply` puts the configuration in force"
+        )
+    if sha != policy_sha(settings_of(wanted)):
+        notice(
+            f"the configuration's section of stream {stream!r} is not the policy in force; "
+            "`offbeat config apply` shows the difference and puts it in force"
+        )
 
 
 def require_input(config: Config, stream: str, broker: Broker) -> None:
@@ -179,16 +211,23 @@ def open_parts(
         OffbeatError: what else :func:`open_bus` and :func:`open_state` raise.
     """
     from pipeline.loop import Parts
+    from pipeline.state.snapshots import FolderSnapshots
 
     models = StreamModels(config, stream)
     with open_state(config) as server, open_bus(config.bus) as broker:
         server.ping()
         require_input(config, stream, broker)
-        broker.admin().create(output_topics(config))
+        admin, reader = broker.admin(), broker.reader()
+        admin.create([*output_topics(config), journal_spec(config, stream, broker)])
+        settle_policy(config, stream, broker, notice)
         bus = broker.bus(
             group=config.group(stream),
             topics=[config.stream(stream).topic],
             transactional_id=config.transactional_id(stream, slot),
         )
         store = server.store(namespace=config.namespace, stream=stream)
-        yield Parts(config, stream, bus, store, models, observe=observe, notice=notice, wait=wait)
+        snapshots = FolderSnapshots(config.snapshots, namespace=config.namespace, stream=stream)
+        yield Parts(
+            config, stream, bus, reader, admin, store, snapshots, models,
+            observe=observe, notice=notice, wait=wait,
+        )  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 from models import Registry
 from offbeat import app
 from pipeline.config import Config, Stream
+from pipeline.control import ControlLog, ControlView, policy_sha, settings_of
 from pipeline.errors import OffbeatError
 from pipeline.ports import Admin, Broker, Reader
 from pipeline.readings import Decoder
@@ -67,7 +68,7 @@ def examine(config: Config) -> Iterator[Finding]:
         for name in config.streams:
             if broker is not None and info is not None:
                 yield from _input(config, name, broker, info)
-            yield from _bundle(config, name)
+                yield from _in_force(config, name, broker, info)
 
 
 def _state(config: Config) -> Iterator[Finding]:
@@ -230,19 +231,40 @@ def _keys(
         )
 
 
-def _bundle(config: Config, name: str) -> Iterator[Finding]:
-    about, registry = f"stream {name}", Registry(config.registry)
-    try:
-        bundle_id = registry.champion(name)
-        if bundle_id is None:
-            yield Finding(
-                Level.NOTE,
-                about,
-                "no model yet; its workers count and wait",
-                f"train one: `offbeat train {name}`",
-            )
+def _in_force(config: Config, name: str, broker: Broker, info: BusInfo) -> Iterator[Finding]:
+    """The policy and the model that the control topic has for a stream."""
+    about, view = f"stream {name}", ControlView()
+    if config.control_topic in info.topics:
+        try:
+            view = ControlLog(broker.reader(), config.control_topic).refresh()
+        except OffbeatError as error:
+            yield Finding(Level.MEND, about, str(error), "see that the bus is well, and look again")
             return
-        bundle = registry.load(name, bundle_id)
+    if (sha := view.policies.get(name)) is not None:
+        if sha == policy_sha(settings_of(config.stream(name))):
+            yield Finding(Level.OK, about, f"policy {sha[:12]} is in force, as the configuration says")
+        else:
+            yield Finding(
+                Level.MEND,
+                about,
+                f"policy {sha[:12]} is in force, and the configuration says otherwise",
+                "`offbeat config apply` shows the difference and puts the configuration in force",
+            )
+    yield from _bundle(config, name, view.champions.get(name))
+
+
+def _bundle(config: Config, name: str, bundle_id: str | None) -> Iterator[Finding]:
+    about = f"stream {name}"
+    if bundle_id is None:
+        yield Finding(
+            Level.NOTE,
+            about,
+            "no model yet; its workers count and wait",
+            f"train one: `offbeat train {name}`",
+        )
+        return
+    try:
+        bundle = Registry(config.registry).load(name, bundle_id)
         app.check_fits(bundle.manifest.spec, bundle_id, name, config.stream(name))
     except OffbeatError as error:
         yield Finding(Level.MEND, about, str(error), f"train again: `offbeat train {name}`")

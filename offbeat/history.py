@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 from models import SeriesRows
 from pipeline.detect import Detector, Rows
-from pipeline.errors import BusDown
 from pipeline.ports import Reader
+from pipeline.reading import stretch
 from pipeline.records import Bounds, RecordBatch, TopicPartition
 from producers.files import Event
 
@@ -23,10 +22,8 @@ Batches = Callable[[], Iterator[RecordBatch]]
 
 MOST_VALUES = 1 << 26
 """Values that are held at once, over all series: 512 MiB."""
-_READ_RECORDS = 20_000
 _FILE_RECORDS = 5_000
 _COMPACT_ROWS = 1 << 17
-_STALLED_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,30 +199,13 @@ def topic_bounds(
             end = min(end, reader.offset_at(partition, until_ms))
         if since_ms is not None:
             first = min(max(first, reader.offset_at(partition, since_ms)), end)
-        found[number] = Bounds(first, end, bounds.topic_id)
+        found[number] = Bounds(first, end, bounds.topic_id, bounds.written_offset)
     return found
 
 
 def topic_source(reader: Reader, partition: TopicPartition, bounds: Bounds) -> Batches:
-    """The records of a partition in ``[first_offset, end_offset)``.
-
-    The iterator raises BusDown when nothing comes although something is there.
-    """
-
-    def batches() -> Iterator[RecordBatch]:
-        offset, moved_at = bounds.first_offset, time.monotonic()
-        while offset < bounds.end_offset:
-            batch = reader.read(partition, offset, _READ_RECORDS, 1.0)
-            if batch.next_offset > offset:
-                offset, moved_at = batch.next_offset, time.monotonic()
-                yield batch.before(bounds.end_offset)
-            elif time.monotonic() - moved_at > _STALLED_S:
-                raise BusDown(
-                    f"{partition}: nothing came from offset {offset} on for {_STALLED_S:g} s, although the "
-                    f"partition ends at {bounds.end_offset}; see that the bus is well and try again"
-                )
-
-    return batches
+    """The records of a partition in ``[first_offset, end_offset)``; see :func:`pipeline.reading.stretch`."""
+    return lambda: stretch(reader, partition, bounds.first_offset, bounds.end_offset)
 
 
 def file_source(events: Callable[[], Iterator[Event]]) -> Batches:

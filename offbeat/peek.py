@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,7 +11,7 @@ from pipeline.config import Static, Stream
 from pipeline.episodes import FIRING, PENDING
 from pipeline.policy import JudgePolicy, judge_policy
 from pipeline.records import TopicPartition
-from pipeline.series import Layout, PartitionState
+from pipeline.series import Header, Layout, PartitionState
 from pipeline.state.redis import RedisStore
 from pipeline.thresholds import line
 
@@ -61,27 +61,33 @@ class Peeked:
 
     Attributes:
         rows: its series, by name.
-        unreadable: partitions whose state is of another window, feature set or version.
+        unreadable: partitions whose state is of another version, or of a policy that is not known.
     """
 
     rows: list[Row]
     unreadable: list[TopicPartition]
 
 
-def peek(store: RedisStore, stream: Stream) -> Peeked:
-    """Read all that is stored of a stream; raises StoreDown."""
-    layout, policy = Layout.of(stream), judge_policy(stream)
+def peek(store: RedisStore, stream: Stream, policies: Mapping[str, Stream]) -> Peeked:
+    """Read all that is stored of a stream; raises StoreDown.
+
+    Each partition is read under the policy it was stored under, one of ``policies`` by its hash, or under
+    ``stream`` where it names none.
+    """
     rows: list[Row] = []
     unreadable = []
     for partition in store.partitions():
         claim = store.peek(partition)
         if claim is None or claim.rows is None:
             continue
-        state = PartitionState.unpack(layout, claim.rows)
+        header = Header.of(claim.rows)
+        in_force = header.in_force if header is not None else None
+        settings = stream if in_force is None else policies.get(in_force.policy_sha, stream)
+        state = PartitionState.unpack(Layout.of(settings), claim.rows)
         if state is None:
             unreadable.append(partition)
         else:
-            rows += _rows(partition, state, stream, policy)
+            rows += _rows(partition, state, settings, judge_policy(settings))
     return Peeked(sorted(rows, key=lambda row: row.series), unreadable)
 
 

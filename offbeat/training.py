@@ -125,8 +125,18 @@ def from_files(found: Sequence[Layout], options: FileOptions, report: FilesRepor
     return Source([file_source(events)], None, {"files": [str(each.path) for each in found]})
 
 
-def learn(config: Config, stream: str, source: Source, part: Part, on_step: OnStep) -> Learned:
-    """Train a stream's models on a source, keep the bundle and make it the champion.
+def learn(
+    config: Config,
+    stream: str,
+    source: Source,
+    part: Part,
+    on_step: OnStep,
+    *,
+    promote: Callable[[str], str | None],
+) -> Learned:
+    """Train a stream's models on a source, keep the bundle and hand its id to ``promote``.
+
+    ``promote`` makes it the champion and returns the id of its predecessor.
 
     Raises:
         TooFewRows: there is not enough history yet; nothing was changed.
@@ -148,9 +158,8 @@ def learn(config: Config, stream: str, source: Source, part: Part, on_step: OnSt
     except TooFewRows as error:
         raise _said(stream, history, error) from None
     registry = app.registry(config)
-    predecessor = registry.champion(stream)
     bundle_id = registry.save(stream, bundle)
-    registry.promote(stream, bundle_id)
+    predecessor = promote(bundle_id)
 
     names = sorted(history.series)
     found = StackScorer(bundle).assign(names)

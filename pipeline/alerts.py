@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.records import RecordBatch, Send, TopicPartition
@@ -13,6 +14,12 @@ from pipeline.records import RecordBatch, Send, TopicPartition
 LETTER_BYTES = 128 << 10
 """Bytes of a dead record that are kept: a letter must fit where its record did not."""
 _ID_SEPARATOR = "\x1f"
+
+
+Kind = Literal["anomaly", "silent"]
+State = Literal["firing", "resolved"]
+Ended = Literal["recovered", "gone", "moved", "policy changed", "state lost"]
+Reason = Literal["error above its threshold", "no events"] | Ended
 
 
 class _Record(BaseModel):
@@ -41,15 +48,44 @@ class Source(_Record):
     offset: int
 
 
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """One revision of one alert.
+
+    Attributes:
+        offset, at_ns: of the row that made the revision; at_ns and started_ns are event times.
+        alert: ``anomaly`` or ``silent``.
+        state: ``firing`` or ``resolved``.
+        judged: whether a score made it; what follows from the records alone is never imposed.
+    """
+
+    id: str
+    revision: int
+    alert: Kind
+    state: State
+    series: str
+    labels: dict[str, str]
+    started_ns: int
+    at_ns: int
+    offset: int
+    judged: bool
+
+
 class Alert(_Record):
     """One revision of one alert; revisions share the id, which is the record's key."""
 
     schema_version: Literal[1] = 1
     id: Annotated[str, Field(description="hash of namespace, stream, series, kind and time of the first row")]
     revision: Annotated[int, Field(ge=1)]
-    kind: Literal["anomaly", "silent"]
-    state: Literal["firing", "resolved"]
-    reason: Literal["error above its threshold", "no events", "recovered", "gone"]
+    kind: Kind
+    state: State
+    reason: Annotated[
+        Reason,
+        Field(
+            description="of resolved alerts: `gone` no events for `forget_after`; `moved` the series goes to "
+            "another partition now; `policy changed` its rows are made otherwise now; `state lost` nothing "
+            "is known of it any more"
+        ),
+    ]
     namespace: str
     stream: str
     series: str
@@ -63,6 +99,31 @@ class Alert(_Record):
     features: Annotated[list[FeatureEvidence], Field(description="largest contribution first")]
     bundle: Annotated[str | None, Field(description="id of the model that judged")]
     source: Source
+
+    @classmethod
+    def of(
+        cls,
+        transition: Transition,
+        namespace: str,
+        stream: str,
+        partition: TopicPartition,
+        **rest: Any,  # noqa: ANN401 - checked by the model
+    ) -> Alert:
+        """The alert of a change; ``rest`` is what a change does not hold."""
+        return cls(
+            id=transition.id,
+            revision=transition.revision,
+            kind=transition.alert,
+            state=transition.state,
+            namespace=namespace,
+            stream=stream,
+            series=transition.series,
+            labels=transition.labels,
+            started_at=timestamp(transition.started_ns),
+            at=timestamp(transition.at_ns),
+            source=Source(topic=partition.topic, partition=partition.partition, offset=transition.offset),
+            **rest,
+        )
 
     def send(self, topic: str) -> Send:
         """The record to publish, with CloudEvents 1.0 attributes in its headers."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.accounting import Bin
-from pipeline.kernels import kernel
+from pipeline.kernels import Row, kernel
 from pipeline.policy import ALWAYS, NEVER, AlignPolicy
 from pipeline.ports import Float32s, Float64s, Int32s
 from pipeline.records import Int64s
@@ -25,6 +25,8 @@ MERGED, PENDING, LATE = int(Bin.MERGED), int(Bin.PENDING), int(Bin.LATE)
 DUPLICATE, OVER_LIMIT = int(Bin.DUPLICATE), int(Bin.OVER_LIMIT)
 
 ROW, FILL, SILENT, BACK, GONE, BEGUN = 0, 1, 2, 3, 4, 5
+_FACTOR, _PRIME = 1_000_003, (1 << 31) - 1
+"""Of a row's checksum, a polynomial of the offsets modulo a prime: one missed or doubled record shows."""
 _METRIC_SHIFT = 48
 """A held reading is its time within the cell, below this bit, and its metric above it."""
 
@@ -207,11 +209,17 @@ def _close_due(table: Table, policy: AlignPolicy, items: Items, slot: int, until
 
 
 @kernel
+def _can_fall_silent(row: Row, policy: AlignPolicy) -> bool:
+    """Not twice, and not where its events go to another partition now."""
+    return bool(row.silent == 0 and row.moved == 0 and policy.silent_ns < ALWAYS)
+
+
+@kernel
 def _settle(table: Table, policy: AlignPolicy, items: Items, slot: int) -> None:
     """All that the partition clock brings to a live series, by time: closed cells, silence, forgetting."""
     row = table.series.rows[slot]
     clock_ns = table.clock[0]
-    if row.silent == 0 and policy.silent_ns < ALWAYS and row.last_ns + policy.silent_ns <= clock_ns:
+    if _can_fall_silent(row, policy) and row.last_ns + policy.silent_ns <= clock_ns:
         if policy.every_ns > 0:
             _close_due(table, policy, items, slot, row.last_ns + policy.silent_ns)
         row.silent = 1
@@ -231,7 +239,7 @@ def _schedule(table: Table, policy: AlignPolicy, slot: int) -> None:
     """Note when the clock brings something to this series next."""
     row = table.series.rows[slot]
     due = row.last_ns + policy.forget_ns
-    if row.silent == 0 and policy.silent_ns < ALWAYS:
+    if _can_fall_silent(row, policy):
         due = min(due, row.last_ns + policy.silent_ns)
     for k in range(table.series.cells.shape[1]):
         if table.series.cells[slot, k].readings > 0:
@@ -247,6 +255,7 @@ def _begin(table: Table, items: Items, slot: int, time_ns: int, offset: int) -> 
     row.live = 1
     row.in_window = 0
     row.silent = 0
+    row.checksum = 0
     row.offset = offset
     row.last_ns = NEVER
     row.row_ns = NEVER
@@ -329,6 +338,7 @@ def _read(
     """Put one record of a live series where it belongs; returns its bin."""
     slot, time_ns = columns.slot[i], columns.time_ns[i]
     row = table.series.rows[slot]
+    row.checksum = (row.checksum * _FACTOR + columns.offset[i] + 1) % _PRIME
     table.clock[0] = max(table.clock[0], min(time_ns, columns.limit_ns[i]))
     if policy.every_ns > 0:
         _close_due(table, policy, items, slot, table.clock[0])

@@ -5,6 +5,7 @@ Everything here is frozen: a running worker never sees a setting change under it
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,6 +261,18 @@ class Stream(Section):
         """The features in their order."""
         return tuple(self.events.features)
 
+    @property
+    def rows_sha(self) -> str:
+        """A digest of all that a row is made of; series begin anew when it changes.
+
+        The other settings of ``events`` are limits, which may change while windows are full.
+        """
+        limits = ("missing", "gap", "ahead", "silent_after", "forget_after", "max_series", "max_bytes")
+        units = {"features": {"__all__": {"unit"}}}
+        events = self.events.model_dump_json(exclude={**dict.fromkeys(limits, True), **units})
+        text = f"{self.events.late_s} {self.model.window} {events}"
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
 
 class Config(Section):
     """The whole of ``offbeat.yaml``."""
@@ -274,6 +287,10 @@ class Config(Section):
         "embedded:///offbeat-data/state", description="redis://host:6379/0 or embedded:///folder"
     )
     registry: str = Field("offbeat-data/models", description="folder of trained bundles")
+    snapshots: str = Field(
+        "offbeat-data/snapshots",
+        description="where copies of the state are kept: a folder, or a URL such as s3://bucket/folder",
+    )
     streams: dict[Name, Stream] = Field(min_length=1)
 
     def stream(self, name: str) -> Stream:
@@ -292,6 +309,15 @@ class Config(Section):
     def alerts_topic(self) -> str:
         """Where alerts are published."""
         return f"{self.namespace}.alerts"
+
+    @property
+    def control_topic(self) -> str:
+        """What people and programs decide for the workers."""
+        return f"{self.namespace}.control"
+
+    def journal_topic(self, stream: str) -> str:
+        """What was in force for which records of a stream, and what its alerts did."""
+        return f"{self.namespace}.{stream}.journal"
 
     @property
     def dead_letters_topic(self) -> str:

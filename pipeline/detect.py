@@ -6,18 +6,19 @@ batching; errors agree to the rounding of a matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.accounting import Bin
-from pipeline.alerts import Alert, DeadLetter, FeatureEvidence, Source, alert_id, timestamp
+from pipeline.alerts import Alert, DeadLetter, FeatureEvidence, Kind, Transition, alert_id
 from pipeline.align import BEGUN, FILL, Columns, Items, Table, has_room, sweep, take
 from pipeline.config import Stream
-from pipeline.episodes import FIRED
-from pipeline.judge import IS_GONE, SILENCE, Verdicts, judge
+from pipeline.episodes import FIRED, NOTHING, RESOLVED
+from pipeline.judge import IS_GONE, JUDGE, SILENCE, Verdicts, judge
 from pipeline.policy import align_policy, judge_policy
 from pipeline.ports import Errors, Float32s, Float64s, Int32s, Scorer, Windows
 from pipeline.readings import Decoder, Rejected
@@ -36,20 +37,28 @@ _NO_ERRORS = Errors(np.zeros(0), np.zeros(0))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """Judged rows, as columns: slot int32, time_ns int64, error, score and threshold float64."""
+    """Judged rows, as columns: slot int32, time_ns int64, the others float64.
+
+    ``last_score`` is that of the last row's own error, by which episodes begin to fire and end.
+    """
 
     slot: Int32s
     time_ns: Int64s
     error: Float64s
     score: Float64s
+    last_score: Float64s
     threshold: Float64s
 
 
 @dataclass(slots=True, eq=False)
 class Outputs:
-    """What came of a batch: alerts and dead letters in order, and the scores for whoever watches."""
+    """What came of a batch: alerts and dead letters in order, and the scores for whoever watches.
+
+    ``changes`` are the alerts again, as the journal has them.
+    """
 
     alerts: list[Alert] = field(default_factory=list)
+    changes: list[Transition] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     scores: list[Scores] = field(default_factory=list)
 
@@ -67,6 +76,10 @@ class Rows:
     values: Float64s
 
 
+Imposed: TypeAlias = Mapping[tuple[str, int, int], Transition]
+"""The judged alert changes of a time before, see :meth:`pipeline.journal.Past.imposed`."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
     """A part of a batch that has been scored."""
@@ -76,6 +89,7 @@ class _Piece:
     scorer: Scorer | None
     windows: Windows
     errors: Errors
+    imposed: Imposed | None
 
 
 class Detector:
@@ -83,7 +97,7 @@ class Detector:
 
     def __init__(self, namespace: str, name: str, stream: Stream) -> None:
         self.layout = Layout.of(stream)
-        self._namespace, self._name, self._stream = namespace, name, stream
+        self.namespace, self.name, self.stream = namespace, name, stream
         self._decoder = Decoder(stream)
         self._align = {has_model: align_policy(stream, has_model=has_model) for has_model in (False, True)}
         self._judge = judge_policy(stream)
@@ -101,10 +115,17 @@ class Detector:
         state.next_offset = next_offset
         return state
 
-    def step(self, state: PartitionState, batch: RecordBatch, scorer: Scorer | None) -> Outputs:
+    def step(
+        self,
+        state: PartitionState,
+        batch: RecordBatch,
+        scorer: Scorer | None,
+        imposed: Imposed | None = None,
+    ) -> Outputs:
         """Advance ``state`` (in place) over ``batch``, which begins at or above its ``next_offset``.
 
-        Without a scorer rows only fill their windows.
+        Without a scorer rows only fill their windows. Records that are read again come with what was made of
+        them then (``imposed``): these rows, and no others, fire and resolve.
         """
         outputs = Outputs()
         readings = self._decoder.decode(batch, state)
@@ -112,7 +133,7 @@ class Detector:
         self._assign(state, readings.columns, scorer)
         for windows in self._pieces(state, readings.columns, has_model=scorer is not None):
             errors = scorer.score(windows) if scorer is not None and len(windows) else _NO_ERRORS
-            self._verdict(_Piece(state, batch, scorer, windows, errors), outputs)
+            self._verdict(_Piece(state, batch, scorer, windows, errors, imposed), outputs)
         self._release(state, readings.columns.slot)
         state.next_offset = batch.next_offset
         return outputs
@@ -179,6 +200,7 @@ class Detector:
         """Judge one piece and make its alerts."""
         state, errors = piece.state, piece.errors
         items, out = self._items, self._verdicts
+        self._impose(piece)
         judge(
             state.rows,
             state.calibration,
@@ -198,6 +220,7 @@ class Detector:
                     items.time_ns[judged],
                     errors.window,
                     out.score[judged],
+                    out.last_score[judged],
                     out.threshold[judged],
                 )
             )
@@ -205,11 +228,27 @@ class Detector:
         if labels:
             self._alerts(piece, labels, outputs)
 
+    def _impose(self, piece: _Piece) -> None:
+        """Set down which rows are known to have changed an alert."""
+        state, items, out = piece.state, self._items, self._verdicts
+        n = int(items.size[0])
+        out.imposed[:n] = JUDGE if piece.imposed is None else NOTHING
+        if not piece.imposed:
+            return
+        slots = {state.index[series]: series for series, *_ in piece.imposed if series in state.index}
+        judged = (items.window[:n] >= 0) & np.isin(items.slot[:n], list(slots))
+        for item in np.flatnonzero(judged).tolist():
+            row = slots[int(items.slot[item])], int(items.time_ns[item]), int(items.offset[item])
+            change = piece.imposed.get(row)
+            if change is not None:
+                out.imposed[item] = FIRED if change.state == "firing" else RESOLVED
+                out.imposed_start_ns[item] = change.started_ns
+
     def _labels(self, piece: _Piece) -> list[tuple[str, ...]]:
         """The labels of each change's series, which are those of the record that began it."""
         state, batch, items = piece.state, piece.batch, self._items
         n, changed = int(items.size[0]), self._verdicts.item[: self._verdicts.size[0]].tolist()
-        begun = np.flatnonzero(items.kind[:n] == BEGUN).tolist() if self._stream.events.labels else []
+        begun = np.flatnonzero(items.kind[:n] == BEGUN).tolist() if self.stream.events.labels else []
         labels, done = [], 0
         for item in [*changed, n]:
             while done < len(begun) and begun[done] < item:
@@ -230,32 +269,36 @@ class Detector:
             item = int(out.item[change])
             slot, silent = int(items.slot[item]), bool(out.kind[change] == SILENCE)
             fired, judged = bool(out.change[change] == FIRED), bool(window[change] >= 0)
-            kind, start_ns = "silent" if silent else "anomaly", int(out.start_ns[change])
-            series = state.names[slot] or ""
+            kind: Kind = "silent" if silent else "anomaly"
+            start_ns, series = int(out.start_ns[change]), state.names[slot] or ""
             cause = "no events" if silent else "error above its threshold"
             ended = "gone" if out.reason[change] == IS_GONE else "recovered"
+            transition = Transition(
+                id=alert_id(self.namespace, self.name, series, kind, start_ns),
+                revision=int(out.revision[change]),
+                alert=kind,
+                state="firing" if fired else "resolved",
+                series=series,
+                labels=dict(zip(self.stream.events.labels, labels[change], strict=False)),
+                started_ns=start_ns,
+                at_ns=int(items.time_ns[item]),
+                offset=int(items.offset[item]),
+                judged=judged,
+            )
+            outputs.changes.append(transition)
             outputs.alerts.append(
-                Alert(
-                    id=alert_id(self._namespace, self._name, series, kind, start_ns),
-                    revision=int(out.revision[change]),
-                    kind=kind,
-                    state="firing" if fired else "resolved",
+                Alert.of(
+                    transition,
+                    self.namespace,
+                    self.name,
+                    partition,
                     reason=cause if fired else ended,
-                    namespace=self._namespace,
-                    stream=self._name,
-                    series=series,
-                    labels=dict(zip(self._stream.events.labels, labels[change], strict=False)),
-                    started_at=timestamp(start_ns),
-                    at=timestamp(int(items.time_ns[item])),
                     score=float(out.score[item]) if judged else None,
                     peak_score=None if silent else float(out.peak[change]),
                     error=float(errors.window[window[change]]) if judged else None,
                     threshold=float(out.threshold[item]) if judged else None,
                     features=evidence[change],
                     bundle=state.bundle_id,
-                    source=Source(
-                        topic=partition.topic, partition=partition.partition, offset=int(items.offset[item])
-                    ),
                 )
             )
 
@@ -270,7 +313,7 @@ class Detector:
         at = window[judged]
         tails: Float32s = windows.tail[at]
         why = scorer.explain(Windows(tails, windows.anchor[at], windows.model[at]))
-        features = list(self._stream.events.features.items())
+        features = list(self.stream.events.features.items())
         for n, change in enumerate(judged):
             for rank, f in enumerate(np.argsort(-why.contribution[n], kind="stable")):
                 observed, expected = why.observed[n, :, f].tolist(), why.expected[n, :, f].tolist()
@@ -305,7 +348,7 @@ class Detector:
             if state.letters_count > LETTERS_PER_S:
                 surplus.append(one)
             else:
-                outputs.dead_letters.append(DeadLetter.of(self._name, batch, one.row, one.reason))
+                outputs.dead_letters.append(DeadLetter.of(self.name, batch, one.row, one.reason))
         self._bury_range(batch, surplus, outputs)
 
     def _bury_range(self, batch: RecordBatch, surplus: list[Rejected], outputs: Outputs) -> None:
@@ -314,7 +357,7 @@ class Detector:
         first, last = surplus[0], surplus[-1]
         outputs.dead_letters.append(
             DeadLetter(
-                stream=self._name,
+                stream=self.name,
                 partition=batch.partition,
                 offset=int(batch.offset[first.row]),
                 last_offset=int(batch.offset[last.row]),

@@ -56,6 +56,42 @@ def step(row: Row, time_ns: int, score: float, last_score: float, policy: JudgeP
 
 
 @kernel
+def impose(
+    row: Row, time_ns: int, score: float, last_score: float, policy: JudgePolicy, change: int, start_ns: int
+) -> None:
+    """Move one series by one row that was judged before: ``change`` says what it did then.
+
+    Where its own judgement falls the other way, which takes an error within rounding of the line, the
+    series is left as a row on the other side of the line would leave it.
+    """
+    quiet_until_ns, above_ns = row.quiet_until_ns, row.above_ns
+    mine = step(row, time_ns, score, last_score, policy)
+    if mine == change:
+        if change == FIRED:
+            row.start_ns = start_ns
+        return
+    if mine == FIRED:
+        _rest(row, False)
+    elif mine == RESOLVED:
+        row.episode = FIRING
+        row.run = 0
+        row.revision -= 1
+        row.quiet_until_ns = quiet_until_ns
+        row.above_ns = above_ns
+    if change == FIRED:
+        row.episode = FIRING
+        row.start_ns = start_ns
+        row.peak = max(row.peak, score)
+        row.run = 0
+        row.revision = 1
+        row.above_ns = time_ns if row.above_ns == NEVER else row.above_ns
+    elif change == RESOLVED:
+        row.quiet_until_ns = time_ns + policy.refractory_ns
+        row.revision += 1
+        _rest(row, score >= 1.0)
+
+
+@kernel
 def _rest(row: Row, above: bool) -> None:
     row.episode = IDLE
     row.armed = 0 if above else 1

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.align import BACK, GONE, SILENT, Items
-from pipeline.episodes import FIRED, FIRING, NOTHING, RESOLVED, clear, frozen, step
+from pipeline.episodes import FIRED, FIRING, NOTHING, RESOLVED, clear, frozen, impose, step
 from pipeline.kernels import kernel
 from pipeline.policy import JudgePolicy
 from pipeline.ports import Float64s, Int32s
@@ -17,18 +17,25 @@ from pipeline.thresholds import learn, line, start
 
 ANOMALY, SILENCE = 0, 1
 RECOVERED, IS_GONE = 0, 1
+JUDGE = -1
+"""Imposed on a row that nobody has judged before."""
 
 
 class Verdicts(NamedTuple):
     """What came of the items of one piece.
 
-    score and threshold float64[items], NaN for items that were not judged. Transitions, of which size[0]
-    are in use: item int32, kind uint8 (ANOMALY, SILENCE), change uint8 (FIRED, RESOLVED), reason uint8
-    (RECOVERED, IS_GONE), start_ns int64 of the episode, peak float64, revision int32.
+    score, last_score (of the last row's own error) and threshold float64[items], NaN for items that were
+    not judged; imposed int8[items] (JUDGE, or the NOTHING, FIRED, RESOLVED of a time before) with the
+    imposed_start_ns int64 of the episode that fired. Transitions, of which size[0] are in use: item int32,
+    kind uint8 (ANOMALY, SILENCE), change uint8 (FIRED, RESOLVED), reason uint8 (RECOVERED, IS_GONE), start_ns
+    int64 of the episode, peak float64, revision int32.
     """
 
     score: Float64s
+    last_score: Float64s
     threshold: Float64s
+    imposed: NDArray[np.int8]
+    imposed_start_ns: Int64s
     item: Int32s
     kind: NDArray[np.uint8]
     change: NDArray[np.uint8]
@@ -44,6 +51,9 @@ class Verdicts(NamedTuple):
         return cls(
             np.empty(items),
             np.empty(items),
+            np.empty(items),
+            np.full(items, JUDGE, np.int8),
+            np.zeros(items, np.int64),
             np.empty(2 * items, np.int32),
             np.empty(2 * items, np.uint8),
             np.empty(2 * items, np.uint8),
@@ -85,6 +95,7 @@ def judge(
     out.size[0] = 0
     for i in range(items.size[0]):
         out.score[i] = np.nan
+        out.last_score[i] = np.nan
         out.threshold[i] = np.nan
         slot, kind, time_ns = items.slot[i], items.kind[i], items.time_ns[i]
         row = rows[slot]
@@ -111,7 +122,11 @@ def judge(
         threshold = line(row.error_mean, row.error_variance, policy)
         score = error / threshold
         last_score = last / line(row.last_mean, row.last_variance, policy)
-        change = step(row, time_ns, score, last_score, policy)
+        change = int(out.imposed[i])
+        if change == JUDGE:
+            change = step(row, time_ns, score, last_score, policy)
+        else:
+            impose(row, time_ns, score, last_score, policy, change, out.imposed_start_ns[i])
         if change != NOTHING:
             _note(out, i, ANOMALY, change, RECOVERED, row.start_ns, row.peak, row.revision)
         if frozen(row, time_ns, policy):
@@ -120,4 +135,5 @@ def judge(
             learn(row, error, last, time_ns, policy)
         row.judged_ns = time_ns
         out.score[i] = score
+        out.last_score[i] = last_score
         out.threshold[i] = threshold

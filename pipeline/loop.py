@@ -7,16 +7,20 @@ bus; state is written after it, at an offset that is committed; no outputs are p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from pipeline import journal
 from pipeline.accounting import Bin
-from pipeline.alerts import Alert, DeadLetter
-from pipeline.config import TRAINING_WINDOWS, Config
-from pipeline.detect import Detector, Outputs
+from pipeline.adoption import reconcile
+from pipeline.alerts import DeadLetter
+from pipeline.config import TRAINING_WINDOWS, Config, Stream
+from pipeline.control import ControlLog
+from pipeline.detect import Outputs
 from pipeline.errors import BusDown, BusFull, OffbeatError, Refused, StoreDown
-from pipeline.ownership import Owned, ScorerCache, Takeover, checkpoint
-from pipeline.ports import Bus, Models, Scorer, StateStore
+from pipeline.journal import Entry, InForce, JournalLog, Past
+from pipeline.ownership import Owned, Shelf, Takeover, checkpoint
+from pipeline.ports import Admin, Bus, Models, Reader, Snapshots, StateStore
 from pipeline.records import Assigned, Corrupt, RecordBatch, Send, Token, TopicPartition
 
 MAX_RECORDS = 20_000
@@ -24,8 +28,13 @@ POLL_S = 0.2
 COMMIT_S, COMMIT_RECORDS = 1.0, 100_000
 CHECKPOINT_S, CHECKPOINT_RECORDS = 5.0, 1_000_000
 RETRY_S = 1.0
-"""Pause before a takeover or a look at the registry is tried again."""
+"""Pause before a takeover is tried again, and between looks at the control topic."""
+SNAPSHOT_NS = 15 * 60 * 1_000_000_000
+"""A snapshot after so much of the partition clock ..."""
+SNAPSHOT_S = 30.0
+"""... and never sooner: a year that is read in a minute is worth two."""
 _BUS, _STORE, _MODEL = "waiting for the bus", "waiting for Redis", "waiting for a model"
+_SNAPSHOT = "waiting for the snapshots"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +73,28 @@ class Processed:
     names: list[str | None]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Changed:
+    """A partition where something else came into force (``said`` to the journal), and what that ended."""
+
+    owned: Owned
+    before: InForce | None
+    outputs: Outputs
+    said: bool
+
+    @property
+    def worth_a_copy(self) -> bool:
+        """Whether a replay of what follows needs a snapshot of its own."""
+        now = self.owned.state.in_force
+        return self.said and (self.before is not None or (now is not None and now.rebuilt_from is not None))
+
+
 @dataclass(slots=True, eq=False)
 class Parts:
     """What a worker is made of.
 
     Attributes:
+        reader, admin: of the same broker, for the control topic and the journal.
         max_records: about so many records a poll.
         observe: told about each batch after its commit; must not raise.
         notice: told in a sentence about what a person should know.
@@ -78,7 +104,10 @@ class Parts:
     config: Config
     stream: str
     bus: Bus
+    reader: Reader
+    admin: Admin
     store: StateStore
+    snapshots: Snapshots
     models: Models
     max_records: int = MAX_RECORDS
     observe: Callable[[Processed], None] = lambda _: None
@@ -92,12 +121,21 @@ class Worker:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._stream = parts.config.stream(parts.stream)
-        self._detector = Detector(parts.config.namespace, parts.stream, self._stream)
-        self._scorers = ScorerCache(parts.models)
+        config, name = parts.config, parts.stream
+        self._control = ControlLog(parts.reader, config.control_topic, parts.notice)
+        self._journal = JournalLog(parts.reader, config.journal_topic(name))
+        self._shelf = Shelf(config.namespace, name, self._control, parts.models)
         self._takeover = Takeover(
-            self._detector, parts.store, self._scorers, self._stream.start, parts.notice
+            name,
+            config.stream(name).start,
+            parts.store,
+            parts.snapshots,
+            self._control,
+            self._journal,
+            self._shelf,
+            parts.notice,
         )
+        self._partitions = self._journaled_partitions = 0
         self._owned: dict[TopicPartition, Owned] = {}
         self._arriving: dict[TopicPartition, Assigned] = {}
         self._ends: dict[TopicPartition, int] = {}
@@ -117,7 +155,7 @@ class Worker:
         """
         try:
             self._take_over()
-            self._adopt_champion()
+            self._bring_into_force()
             polled = self._parts.bus.poll(self._parts.max_records, POLL_S)
         except (BusDown, BusFull) as error:
             self._wait_out(error)
@@ -129,6 +167,7 @@ class Worker:
             self._drop(assigned.partition)
             self._arriving[assigned.partition] = assigned
         self._ends.update(polled.end_offsets)
+        self._partitions = max([self._partitions, *(count for _, count in polled.partitions)])
         self._token = polled.token
         processed = [self._process(batch) for batch in polled.batches if batch.partition in self._owned]
         processed += [self._skip(corrupt) for corrupt in polled.corrupt if corrupt.partition in self._owned]
@@ -142,30 +181,29 @@ class Worker:
     def _process(self, batch: RecordBatch) -> Processed:
         """Run the detect step; what earlier owners have committed gives no outputs."""
         owned = self._owned[batch.partition]
-        if owned.rereading:
-            self._detector.step(owned.state, batch.before(owned.live_from), owned.scorer)
-            batch = batch.since(owned.live_from)
         outputs = Outputs()
-        if batch.next_offset > owned.state.next_offset:
-            outputs = self._detector.step(owned.state, batch, owned.scorer)
+        if owned.rereading:
+            self._takeover.reread(owned, batch)
+        elif owned.live:
+            outputs = owned.detector.step(owned.state, batch, owned.scorer)
             self._uncommitted += max(len(batch), 1)
         return Processed(batch.partition, outputs, owned.state.names)
 
     def _skip(self, corrupt: Corrupt) -> Processed:
         """Count a damaged range and bury its place; the records behind it may have been read already."""
         owned, outputs = self._owned[corrupt.partition], Outputs()
-        owned.state.counters.bins[Bin.CORRUPT] += corrupt.next_offset - corrupt.offset
-        owned.state.next_offset = max(owned.state.next_offset, corrupt.next_offset)
-        first = max(corrupt.offset, owned.live_from)
-        count = corrupt.next_offset - first
-        if count > 0:
+        end = corrupt.next_offset if owned.live else min(corrupt.next_offset, owned.live_from)
+        count = max(end - corrupt.offset, 0)
+        owned.state.counters.bins[Bin.CORRUPT] += count
+        owned.state.next_offset = max(owned.state.next_offset, end)
+        if owned.live:
             self._uncommitted += count
             outputs.dead_letters.append(
                 DeadLetter(
                     stream=self._parts.stream,
                     partition=corrupt.partition,
-                    offset=first,
-                    last_offset=corrupt.next_offset - 1,
+                    offset=corrupt.offset,
+                    last_offset=end - 1,
                     count=count,
                     timestamp_ms=0,
                     reason=f"the stored batch is damaged: {corrupt.reason}",
@@ -175,32 +213,45 @@ class Worker:
 
     def _settle(self, processed: list[Processed]) -> None:
         """Commit and checkpoint as the rules ask, then tell the observer."""
-        alerts = [alert for one in processed for alert in one.outputs.alerts]
-        letters = [letter for one in processed for letter in one.outputs.dead_letters]
+        sends = self._sends(processed)
         now = self._parts.clock()
         due = any(self._checkpoint_due(owned, now) for owned in self._owned.values())
         idle = now - self._committed_at >= COMMIT_S and self._uncommitted
-        if alerts or letters or due or idle or self._uncommitted >= COMMIT_RECORDS:
-            if not self._commit(self._sends(alerts, letters)):
+        if sends or due or idle or self._uncommitted >= COMMIT_RECORDS:
+            if not self._commit(sends):
                 return
-            self._alerts += len(alerts)
-            self._dead_letters += len(letters)
+            self._count(processed)
             self._checkpoint(every=False)
+            self._copy()
         for one in processed:
             self._parts.observe(one)
 
-    def _sends(self, alerts: list[Alert], letters: list[DeadLetter]) -> list[Send]:
-        config = self._parts.config
-        return [alert.send(config.alerts_topic) for alert in alerts] + [
-            letter.send(config.dead_letters_topic) for letter in letters
-        ]
+    def _sends(self, processed: list[Processed], in_force: Iterable[Owned] = ()) -> list[Send]:
+        """Alerts, dead letters and the journal; what came into force stands behind what it ended."""
+        config, sends = self._parts.config, list[Send]()
+        for one in processed:
+            number = one.partition.partition
+            owned = self._owned[one.partition]
+            entries: list[Entry] = [*journal.transitions(owned.state.next_offset, one.outputs.changes)]
+            sends += [alert.send(config.alerts_topic) for alert in one.outputs.alerts]
+            sends += [letter.send(config.dead_letters_topic) for letter in one.outputs.dead_letters]
+            sends += journal.sends(self._journal.topic, number, entries)
+            owned.journaled |= bool(entries)
+        for owned in in_force:
+            if owned.state.in_force is not None:
+                number = owned.partition.partition
+                sends += journal.sends(self._journal.topic, number, [owned.state.in_force])
+                owned.journaled = True
+        return sends
+
+    def _count(self, processed: list[Processed]) -> None:
+        self._alerts += sum(len(one.outputs.alerts) for one in processed)
+        self._dead_letters += sum(len(one.outputs.dead_letters) for one in processed)
 
     def _commit(self, sends: list[Send]) -> bool:
         """One atomic step of the bus; False when all state is dropped: ownership is lost, or time is up."""
         positions = {
-            partition: owned.state.next_offset
-            for partition, owned in self._owned.items()
-            if not owned.rereading
+            partition: owned.state.next_offset for partition, owned in self._owned.items() if owned.live
         }
         if self._token is None or not positions:
             return not sends
@@ -221,7 +272,7 @@ class Worker:
             return True
 
     def _checkpoint_due(self, owned: Owned, now: float) -> bool:
-        if owned.rereading or owned.state.next_offset == owned.stored_offset:
+        if not owned.live or owned.state.next_offset == owned.stored_offset:
             return False
         behind = owned.state.next_offset - owned.tried_offset
         return now - owned.tried_at >= CHECKPOINT_S or behind >= CHECKPOINT_RECORDS
@@ -229,57 +280,163 @@ class Worker:
     def _checkpoint(self, *, every: bool) -> None:
         """Write the states that are due (or every one); their offsets are committed."""
         now = self._parts.clock()
-        for owned in self._owned.values():
-            changed = not owned.rereading and owned.state.next_offset != owned.stored_offset
-            if changed and (every or self._checkpoint_due(owned, now)):
-                try:
-                    checkpoint(self._parts.store, owned, now)
-                    self._troubles.pop(_STORE, None)
-                except StoreDown as error:
-                    # Detection goes on from memory; the commit holds, the next checkpoint carries more.
-                    self._tell(_STORE, f"{error}; detection goes on, checkpoints wait")
+        due = [
+            owned
+            for owned in self._owned.values()
+            if owned.live
+            and owned.state.next_offset != owned.stored_offset
+            and (every or self._checkpoint_due(owned, now))
+        ]
+        self._note_journal(due)
+        for owned in due:
+            try:
+                checkpoint(self._parts.store, owned, now)
+                self._troubles.pop(_STORE, None)
+            except StoreDown as error:
+                # Detection goes on from memory; the commit holds, the next checkpoint carries more.
+                self._tell(_STORE, f"{error}; detection goes on, checkpoints wait")
 
-    def _adopt_champion(self) -> None:
-        """Change to the registry's champion between batches, once earlier owners' records are read."""
+    def _note_journal(self, owned: Iterable[Owned]) -> None:
+        """Let states know how far their journals are; all that is in them is committed."""
+        behind = [each for each in owned if each.journaled]
+        if not behind:
+            return
+        try:
+            ends = self._journal.end_offsets()
+        except BusDown:  # the next owner reads a little more of it
+            return
+        for each in behind:
+            each.state.journal_offset = ends[each.partition.partition]
+            each.journaled = False
+
+    def _copy(self, changed: Iterable[Owned] = ()) -> None:
+        """Take the snapshots that are due, and those of partitions where something else came into force."""
+        now, chosen = self._parts.clock(), list(changed)
+        for owned in self._owned.values():
+            waited = now - owned.copied_at >= SNAPSHOT_S
+            if owned.live and waited and owned.state.clock_ns - owned.copied_clock_ns >= SNAPSHOT_NS:
+                chosen.append(owned)
+        self._note_journal(chosen)
+        for owned in chosen:
+            state = owned.state
+            owned.copied_clock_ns, owned.copied_at = state.clock_ns, now
+            try:
+                self._parts.snapshots.save(
+                    owned.partition, state.topic_id, state.next_offset, state.clock_ns, state.pack(whole=True)
+                )
+                self._troubles.pop(_SNAPSHOT, None)
+            except StoreDown as error:
+                self._tell(_SNAPSHOT, f"{error}; detection goes on without this snapshot")
+
+    def _bring_into_force(self) -> None:
+        """Take control records in, between batches, once earlier owners' records are read."""
         now = self._parts.clock()
-        if now - self._looked_at < RETRY_S:
+        ready = [owned for owned in self._owned.values() if not owned.rereading]
+        arriving = [owned for owned in ready if not owned.live]
+        if self._token is None or (now - self._looked_at < RETRY_S and not arriving):
             return
         self._looked_at = now
+        view = self._control.look()
+        forces = [owned.state.in_force for owned in ready]
+        if any(force is not None and force.control_offset > view.next_offset for force in forces):
+            self._control.refresh()  # a former owner has seen more of it
+        changed = []
+        for owned in ready:
+            change = self._change(owned)
+            if change.said or change.outputs.alerts:
+                changed.append(change)
+        for owned in arriving:
+            owned.live = True  # its position is committed with what comes into force
+        if self._say(changed):
+            for owned in arriving:
+                owned.past, owned.imposed, owned.rebuilt_from, owned.anew = Past(), {}, None, False
+                self._parts.bus.seek(owned.partition, owned.state.next_offset)
+
+    def _change(self, owned: Owned) -> _Changed:
+        """Bring into force what is wanted, and end what a rebuilt state knows nothing of."""
+        if not owned.live:
+            self._takeover.settle(owned)
+        before, wanted, outputs = owned.state.in_force, self._wanted(owned), Outputs()
+        said = not wanted.same(before) or (
+            not owned.live and (owned.past.superseded or owned.rebuilt_from is not None)
+        )
+        if said or (owned.scorer is None) != (wanted.bundle_sha is None):
+            outputs = self._takeover.bring(owned, wanted)
+        if owned.anew and not owned.live:
+            number, topic_id = owned.partition.partition, owned.state.topic_id
+            published = self._journal.past(number, topic_id, owned.live_from).open
+            lost = reconcile(owned.detector, owned.state, owned.partition, published)
+            outputs.alerts += lost.alerts
+            outputs.changes += lost.changes
+        return _Changed(owned, before, outputs, said=said)
+
+    def _wanted(self, owned: Owned) -> InForce:
+        """What the control topic asks for; the model in use stays where another cannot be had."""
+        view, name, before = self._control.view, self._parts.stream, owned.state.in_force
+        policy_sha, bundle_sha = view.policies[name], view.champions.get(name)
         try:
-            bundle_id = self._scorers.champion()
-            scorer = self._scorers.get(bundle_id) if bundle_id is not None else None
+            if bundle_sha is not None:
+                self._shelf.scorer(bundle_sha, policy_sha)
+            self._troubles.pop(_MODEL, None)
         except OffbeatError as error:
             self._tell(_MODEL, f"{error}; until then the worker goes on as it is")
-            return
-        self._troubles.pop(_MODEL, None)
-        if scorer is None or bundle_id is None:
-            return
-        for owned in list(self._owned.values()):
-            in_use = owned.state.bundle_id == bundle_id and owned.scorer is not None
-            if not in_use and not owned.rereading and not self._change(owned, scorer, bundle_id):
-                return
+            rows_as_before = self._shelf.detector(policy_sha).layout == owned.detector.layout
+            in_use = before is not None and owned.scorer is not None and rows_as_before
+            bundle_sha = before.bundle_sha if before is not None and in_use else None
+        counts = before.partitions if before is not None else ()
+        if not counts or self._partitions > counts[-1]:
+            counts = (*counts, self._partitions)
+        return InForce(
+            topic_id=owned.state.topic_id,
+            next_offset=owned.state.next_offset,
+            control_offset=view.next_offset,
+            bundle_sha=bundle_sha,
+            policy_sha=policy_sha,
+            partitions=counts,
+            rebuilt_from=owned.rebuilt_from,
+        )
 
-    def _change(self, owned: Owned, scorer: Scorer, bundle_id: str) -> bool:
-        """Change the model of one partition, and store from where on before the next record is read.
-
-        False when it has to wait: ownership is lost, or the store cannot be told.
-        """
-        if not self._commit([]):
+    def _say(self, changed: list[_Changed]) -> bool:
+        """Commit what came into force, and store from where on; False when all state is dropped."""
+        if not changed:
+            return True
+        processed = [
+            Processed(each.owned.partition, each.outputs, each.owned.state.names) for each in changed
+        ]
+        said = [each.owned for each in changed if each.said]
+        if not self._commit(self._sends(processed, said)):
             return False
+        self._count(processed)
+        for each in changed:
+            self._store_change(each)
+        self._copy(each.owned for each in changed if each.worth_a_copy)
+        for one in processed:
+            if one.outputs.alerts:
+                self._parts.observe(one)
+        return True
+
+    def _store_change(self, changed: _Changed) -> None:
+        """Store the state under what is in force now; the journal has it already, should that fail."""
+        owned, before, after = changed.owned, changed.before, changed.owned.state.in_force
+        if before is None or after is None or after.same(before):
+            return
+        self._note_journal([owned])
         try:
             # A second write at one offset counts as a lost reply, unless it comes with a new claim.
-            owned.claim = self._parts.store.claim(owned.claim.partition)
+            owned.claim = self._parts.store.claim(owned.partition)
             owned.stored_offset = None
-            owned.scorer = scorer
-            owned.state.adopt(scorer, bundle_id)
             checkpoint(self._parts.store, owned, self._parts.clock())
         except StoreDown as error:
-            self._tell(_STORE, f"{error}; detection goes on, a change of model waits")
-            return False
-        self._parts.notice(
-            f"{owned.claim.partition}: model {bundle_id[:12]} from offset {owned.state.next_offset} on"
-        )
-        return True
+            self._tell(_STORE, f"{error}; detection goes on, checkpoints wait")
+        if before.bundle_sha != after.bundle_sha:
+            self._parts.notice(
+                f"{owned.partition}: model {(after.bundle_sha or 'none')[:12]} from offset "
+                f"{after.next_offset} on"
+            )
+        if before.policy_sha != after.policy_sha:
+            self._parts.notice(
+                f"{owned.partition}: policy {after.policy_sha[:12]} from offset {after.next_offset} on"
+            )
 
     def _take_over(self) -> None:
         """Claim what is arriving; a partition whose state cannot be asked for stays paused."""
@@ -287,13 +444,17 @@ class Worker:
         if not self._arriving or now < self._retry_at:
             return
         for partition, assigned in list(self._arriving.items()):
+            if self._journaled_partitions <= partition.partition:
+                self._parts.admin.grow(self._journal.topic, partition.partition + 1)
+                self._journaled_partitions = len(self._journal.end_offsets())
             try:
                 owned = self._takeover.take(assigned, now)
             except StoreDown as error:
                 self._retry_at = now + RETRY_S
                 self._tell(_STORE, f"{error}; {partition} is taken over when it answers")
                 return
-            self._parts.bus.seek(partition, owned.state.next_offset)
+            if owned.rereading:
+                self._parts.bus.seek(partition, owned.state.next_offset)
             self._owned[partition] = owned
             self._ends.setdefault(partition, assigned.end_offset)
             del self._arriving[partition]
@@ -364,9 +525,13 @@ class Worker:
             return _MODEL, self._troubles.get(_MODEL) or self._model_needs(owned)
         return "live", self._troubles.get(_MODEL, "scoring")
 
+    @staticmethod
+    def _settings(owned: list[Owned]) -> Stream:
+        return owned[0].detector.stream
+
     def _model_needs(self, owned: list[Owned]) -> str:
         """How far the stream is from being trained, and about how long it takes at the present rate."""
-        need = TRAINING_WINDOWS * self._stream.model.window
+        need = TRAINING_WINDOWS * self._settings(owned).model.window
         series = max(sum(one.state.live for one in owned), 1)
         have = sum(int(one.state.counters.bins[Bin.WAITING_MODEL]) for one in owned) // series
         now = self._parts.clock()

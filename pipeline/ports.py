@@ -6,7 +6,7 @@ Unless said otherwise an object behind a seam is used from one thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import Stream
 from pipeline.records import (
     Bounds,
     BusInfo,
@@ -127,6 +128,14 @@ class Admin(Protocol):
         """Make the topics that are missing; returns the names of those made."""
         ...
 
+    def grow(self, topic: str, partitions: int) -> None:
+        """Give a topic the partitions that it lacks to have so many; it never loses any.
+
+        Raises:
+            NotFound: the topic does not exist.
+        """
+        ...
+
     def committed(self, group: str, topic: str) -> Mapping[int, int]:
         """The group's next offsets by partition, without those never committed."""
         ...
@@ -189,6 +198,43 @@ class StateStore(Protocol):
 
         Raises:
             StoreDown: not reachable now; the write may or may not have been taken.
+        """
+        ...
+
+
+class Snapshots(Protocol):
+    """Copies of partitions' states beside the store, for when it is lost, and for replays.
+
+    Promises: a copy is there whole or not at all; a damaged one is never handed out.
+    """
+
+    def save(
+        self, partition: TopicPartition, topic_id: str, next_offset: int, clock_ns: int, rows: PackedRows
+    ) -> None:
+        """Keep a copy of the whole state valid at ``next_offset``; old copies are thinned out.
+
+        ``clock_ns`` is the partition clock, by which copies are told apart in time.
+
+        Raises:
+            StoreDown: it could not be written; trying again can help.
+        """
+        ...
+
+    def newest(
+        self, partition: TopicPartition, topic_id: str, at_most: int, fits: Callable[[PackedRows], bool]
+    ) -> PackedRows | None:
+        """The newest copy whose offset is at most ``at_most`` and that ``fits``; None where there is none.
+
+        Raises:
+            StoreDown: the folder cannot be read.
+        """
+        ...
+
+    def drop_after(self, partition: TopicPartition, topic_id: str, next_offset: int) -> None:
+        """Delete the copies above an offset: the group was set back to it.
+
+        Raises:
+            StoreDown: the folder cannot be changed.
         """
         ...
 
@@ -272,18 +318,10 @@ class Scorer(Protocol):
 class Models(Protocol):
     """The bundles of one stream, as a worker sees them."""
 
-    def champion(self) -> str | None:
-        """The id of the bundle to use now, None before the first.
+    def scorer(self, bundle_id: str, settings: Stream) -> Scorer:
+        """The scorer of a bundle for rows as ``settings`` make them.
 
         Raises:
-            BundleError: the pointer is damaged.
-        """
-        ...
-
-    def scorer(self, bundle_id: str) -> Scorer:
-        """The scorer of a bundle.
-
-        Raises:
-            NotFound, BundleError: it is missing, damaged, or does not fit the stream.
+            NotFound, BundleError: it is missing, damaged, or does not fit such rows.
         """
         ...

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.align import Columns
 from pipeline.config import Stream
+from pipeline.partitioning import key_hash
 from pipeline.policy import TRANSFORM
 from pipeline.records import Int32s, Int64s, RecordBatch
 from pipeline.series import PartitionState
@@ -144,7 +145,7 @@ class Decoder:
         for wrong, reason in refusals:
             rejected.extend(Rejected(int(rows[i]), reason) for i in np.flatnonzero(good & wrong))
             good &= ~wrong
-        slot = self._slots(rows, events, good, state, rejected)
+        slot = self._slots(batch, rows, events, good, state=state, rejected=rejected)
         rejected.sort(key=lambda one: one.row)
         return Readings(Columns(slot, metric, time_ns, limit_ns, batch.offset[rows], values), rejected)
 
@@ -222,9 +223,11 @@ class Decoder:
 
     def _slots(
         self,
+        batch: RecordBatch,
         rows: NDArray[np.intp],
         events: list[Any],
         good: NDArray[np.bool_],
+        *,
         state: PartitionState,
         rejected: list[Rejected],
     ) -> Int32s:
@@ -232,13 +235,14 @@ class Decoder:
         keys: list[Hashable] = list(map(self._series, events))
         found = list(map(state.index.get, keys))
         if None in found:
-            fresh = list(
-                dict.fromkeys(
-                    key for key, slot, ok in zip(keys, found, good, strict=True) if slot is None and ok
-                )
-            )
-            names, refused = self._names(fresh)
-            state.add([key for key in fresh if key not in refused], names)
+            fresh: dict[Hashable, int] = {}
+            for row, key, slot, ok in zip(rows.tolist(), keys, found, good, strict=True):
+                if slot is None and ok:
+                    fresh.setdefault(key, row)
+            names, refused = self._names(list(fresh))
+            taken = [key for key in fresh if key not in refused]
+            hashes = [key_hash(batch.key(fresh[key])) for key in taken]
+            state.add(taken, names, hashes, batch.partition.partition)
             for i, key in enumerate(keys):
                 if good[i] and key in refused:
                     rejected.append(Rejected(int(rows[i]), refused[key]))

@@ -185,6 +185,7 @@ class Polled:
         revoked: partitions no longer owned; drop their state without writing it.
         corrupt: damaged ranges that were met.
         end_offsets: one past the last readable record of each owned partition, as far as known.
+        partitions: how many partitions each topic of the group has, as far as known.
     """
 
     token: Token
@@ -193,15 +194,20 @@ class Polled:
     revoked: tuple[TopicPartition, ...] = ()
     corrupt: tuple[Corrupt, ...] = ()
     end_offsets: tuple[tuple[TopicPartition, int], ...] = ()
+    partitions: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a partition holds: offsets ``[first_offset, end_offset)`` of the topic ``topic_id``."""
+    """What a partition holds: offsets ``[first_offset, end_offset)`` of the topic ``topic_id``.
+
+    ``written_offset`` is above ``end_offset`` while commits are not settled yet, whose records nobody reads.
+    """
 
     first_offset: int
     end_offset: int
     topic_id: str
+    written_offset: int
 
 
 @dataclass(frozen=True, slots=True)

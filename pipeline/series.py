@@ -16,9 +16,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.accounting import Counters
+from pipeline.accounting import Bin, Counters
 from pipeline.config import Stream
 from pipeline.episodes import clear
+from pipeline.journal import InForce
+from pipeline.partitioning import UNKEYED
 from pipeline.policy import ALWAYS, NEVER
 from pipeline.ports import Float32s, Float64s, Scorer
 from pipeline.records import BUCKET_ROWS, Int32s, Int64s, PackedRows
@@ -35,6 +37,9 @@ _ROW = [
     ("armed", "u1"),  # the score was below the line since the last episode
     ("silent", "u1"),
     ("in_window", "i4"),  # rows that the window holds
+    ("key_hash", "i8"),  # of the record that began the series, see partitioning.key_hash
+    ("moved", "i8"),  # its key belongs to another partition since partitions were added
+    ("checksum", "i8"),  # of the offsets of all records it saw, in their order
     ("due_ns", "i8"),  # when something happens to the series without a record of its own
     ("last_ns", "i8"),  # time of the newest reading
     ("row_ns", "i8"),  # time of the newest row
@@ -98,12 +103,14 @@ class Layout:
         window_rows, features: W and F.
         cells: K, open cells a row can hold; 0 without a grid.
         held: H, readings of a cell that are remembered to know duplicates.
+        rows_sha: what a row means, :attr:`pipeline.config.Stream.rows_sha`.
     """
 
     window_rows: int
     features: int
     cells: int
     held: int
+    rows_sha: str
 
     @property
     def name(self) -> str:
@@ -140,7 +147,7 @@ class Layout:
         features = len(events.features)
         cells = 0 if events.every is None else int(np.ceil(events.late_s / events.every)) + 2
         held = _HELD_READINGS if events.kind == "wide" else min(4 * features, 256)
-        return cls(stream.model.window, features, cells, held)
+        return cls(stream.model.window, features, cells, held, stream.rows_sha)
 
 
 def _record(fields: list[tuple[str, str]]) -> np.dtype[np.void]:
@@ -171,10 +178,21 @@ class Header(msgspec.Struct, kw_only=True):
     next_offset: int
     clock_ns: int
     bundle_id: str | None
+    in_force: InForce | None
+    journal_offset: int
     bins: list[int]
     attributes: list[int]
     letters_second: int
     letters_count: int
+
+    @classmethod
+    def of(cls, packed: PackedRows) -> Header | None:
+        """The header of stored rows; None where it is of another schema version, or damaged."""
+        try:
+            header = msgspec.json.decode(packed.header, type=cls)
+        except msgspec.DecodeError:
+            return None
+        return header if header.schema_version == SCHEMA_VERSION else None
 
 
 @dataclass(slots=True, eq=False)
@@ -193,6 +211,8 @@ class PartitionState:
         clock_ns: the partition clock.
         next_offset: every record below it is in this state.
         bundle_id: the bundle that the thresholds belong to.
+        in_force: what holds from ``next_offset`` on, as the journal has it; None before the first entry.
+        journal_offset: the partition's journal below it is in this state.
     """
 
     layout: Layout
@@ -211,6 +231,8 @@ class PartitionState:
     sweep_ns: int = ALWAYS
     next_offset: int = 0
     bundle_id: str | None = None
+    in_force: InForce | None = None
+    journal_offset: int = 0
     letters_second: int = 0
     letters_count: int = 0
     removed: list[tuple[int, bytes]] = field(default_factory=list)
@@ -226,15 +248,26 @@ class PartitionState:
         """structured[capacity], the scalars of each series."""
         return self.series.rows
 
-    def add(self, keys: Sequence[Hashable], names: Sequence[str]) -> None:
+    def add(
+        self, keys: Sequence[Hashable], names: Sequence[str], key_hashes: Sequence[int], partition: int
+    ) -> None:
         """Give slots to series not known yet; they become live with their first good reading."""
-        for key, name in zip(keys, names, strict=True):
+        for key, name, key_hash in zip(keys, names, key_hashes, strict=True):
             slot = self.index.get(name)
             if slot is None:
                 slot = self.free.pop() if self.free else len(self.names)
                 self._reserve(slot + 1)
                 self._name(slot, name, ())
+                self.rows["key_hash"][slot] = key_hash
+                self.rows["moved"][slot] = self.belongs_elsewhere(key_hash, partition)
             self.index[key] = slot
+
+    def belongs_elsewhere(self, key_hash: int, partition: int) -> bool:
+        """Whether records of this key came here, and go to another partition since more were added."""
+        if self.in_force is None or key_hash == UNKEYED:
+            return False
+        *before, now = (key_hash % partitions == partition for partitions in self.in_force.partitions)
+        return any(before) and not now
 
     def relabel(self, slot: int, labels: tuple[str, ...]) -> None:
         """A series begins with these labels; what an earlier life of it stored under others goes."""
@@ -280,6 +313,15 @@ class PartitionState:
             self.bundle_id = bundle_id
             self.rows["rows"] = 0.0
             self.dirty |= self.rows["live"] == 1
+
+    def drop(self, slots: Sequence[int]) -> None:
+        """End series before their time; records that wait in their open cells never fill a window."""
+        waiting = int((self.series.cells["readings"][slots] > 0).sum())
+        self.counters.bins[Bin.PENDING] -= waiting
+        self.counters.bins[Bin.WARMING] += waiting
+        self.live -= len(slots)
+        self.dirty[slots] = True
+        self.release(slots)
 
     def release(self, slots: Sequence[int]) -> None:
         """Forget series: their slots are free, their stored rows go with the next checkpoint."""
@@ -338,6 +380,8 @@ class PartitionState:
                 next_offset=self.next_offset,
                 clock_ns=self.clock_ns,
                 bundle_id=self.bundle_id,
+                in_force=self.in_force,
+                journal_offset=self.journal_offset,
                 bins=self.counters.bins.tolist(),
                 attributes=self.counters.attributes.tolist(),
                 letters_second=self.letters_second,
@@ -348,11 +392,8 @@ class PartitionState:
     @classmethod
     def unpack(cls, layout: Layout, packed: PackedRows) -> PartitionState | None:
         """Read stored rows; None when they are of another layout or schema version."""
-        try:
-            header = msgspec.json.decode(packed.header, type=Header)
-        except msgspec.DecodeError:
-            return None
-        if header.schema_version != SCHEMA_VERSION or header.layout != layout.name:
+        header = Header.of(packed)
+        if header is None or header.layout != layout.name:
             return None
         state = cls(layout, header.topic_id)
         state.counters.bins[:] = header.bins
@@ -362,6 +403,7 @@ class PartitionState:
             header.next_offset,
             header.bundle_id,
         )
+        state.in_force, state.journal_offset = header.in_force, header.journal_offset
         state.letters_second, state.letters_count = header.letters_second, header.letters_count
         state._fill(packed)
         return state

@@ -9,19 +9,24 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from redis import Redis
 
 from pipeline.alerts import Alert, DeadLetter
 from pipeline.bus.sqlite import SqliteBroker
-from pipeline.config import Config
+from pipeline.config import Config, Stream
+from pipeline.control import Champion, ControlLog, Policy, policy_sha, send, settings_of
 from pipeline.detect import Detector
-from pipeline.errors import BundleError, NotFound, OffbeatError, StoreDown
+from pipeline.errors import NotFound, OffbeatError, StoreDown
+from pipeline.journal import Entry, JournalLog
 from pipeline.loop import Parts, Processed, Status, Worker
-from pipeline.ports import Bus, PutResult, Scorer, StateStore
+from pipeline.ports import Broker, Bus, PutResult, Scorer, StateStore
 from pipeline.records import (
     Assigned,
     Claim,
@@ -35,6 +40,7 @@ from pipeline.records import (
 )
 from pipeline.series import PartitionState
 from pipeline.state.redis import RedisStore
+from pipeline.state.snapshots import FolderSnapshots
 from pipeline.testing import FakeScorer
 
 STREAM, TOPIC = "pumps", "readings"
@@ -84,24 +90,46 @@ class Shelf:
     """The bundles of a stream, as a registry has them."""
 
     bundles: dict[str, Scorer] = field(default_factory=dict)
-    promoted: str | None = None
-    pointer_damaged: bool = False
-    looks: int = 0
 
-    def promote(self, bundle_id: str, scorer: Scorer | None = None) -> None:
-        self.bundles[bundle_id] = scorer or FakeScorer()
-        self.promoted = bundle_id
-
-    def champion(self) -> str | None:
-        self.looks += 1
-        if self.pointer_damaged:
-            raise BundleError("champion.json is damaged; promote a bundle again")
-        return self.promoted
-
-    def scorer(self, bundle_id: str) -> Scorer:
+    def scorer(self, bundle_id: str, settings: Stream) -> Scorer:  # noqa: ARG002 - they fit every stream
         if bundle_id not in self.bundles:
             raise NotFound(f"there is no bundle {bundle_id}")
         return self.bundles[bundle_id]
+
+
+class Desk:
+    """Where people decide: the control topic of an installation, with the bundles that they choose from."""
+
+    def __init__(self, broker: Broker, config: Config) -> None:
+        broker.admin().create([TopicSpec(config.control_topic, 1)])
+        self.config, self.shelf = config, Shelf()
+        self._producer = broker.producer()
+        self.log = ControlLog(broker.reader(), config.control_topic)
+
+    @property
+    def champion(self) -> str | None:
+        return self.log.refresh().champions.get(STREAM)
+
+    def promote(self, bundle_id: str, scorer: Scorer | None = None, *, missing: bool = False) -> None:
+        """Put a bundle on the shelf (unless it is to be missing there) and make it the champion."""
+        if not missing:
+            self.shelf.bundles[bundle_id] = scorer or FakeScorer()
+        self._publish(Champion(**self._said(), bundle=bundle_id, predecessor=self.champion))
+
+    def apply(self, config: Config | None = None) -> str:
+        """Put a configuration's section in force."""
+        settings = settings_of((config or self.config).stream(STREAM))
+        sha, before = policy_sha(settings), self.log.refresh().policies.get(STREAM)
+        self._publish(Policy(**self._said(), sha=sha, predecessor=before, settings=settings))
+        return sha
+
+    @staticmethod
+    def _said() -> dict[str, Any]:
+        return {"stream": STREAM, "at": datetime.now(UTC), "who": "a test", "why": "to see"}
+
+    def _publish(self, record: Champion | Policy) -> None:
+        self._producer.send([send(record, self.config.control_topic)])
+        self._producer.flush()
 
 
 @dataclass
@@ -109,7 +137,8 @@ class SeenBus:
     """A bus that notes every commit, and fails those it is told to fail, as the seam allows.
 
     Attributes:
-        commits: positions of our one topic by partition, and how many sends.
+        commits: positions of our one topic by partition, and how many outputs; without those that only say
+            what came into force.
         failing: raised by the next commits, one each, before anything is written.
         failing_polls: the same for polls.
         before_commit: called once, before the next commit.
@@ -140,7 +169,9 @@ class SeenBus:
             hook, self.before_commit = self.before_commit, None
             hook()
         self.bus.commit(token, next_offsets, sends)
-        self.commits.append(({at.partition: offset for at, offset in next_offsets.items()}, len(sends)))
+        outputs = [send for send in sends if not send.topic.endswith(".journal")]
+        if outputs or not sends:
+            self.commits.append(({at.partition: offset for at, offset in next_offsets.items()}, len(outputs)))
 
 
 @dataclass
@@ -242,14 +273,24 @@ class Running:
 class Plant:
     """A topic, and the workers on it."""
 
-    def __init__(self, broker: SqliteBroker, valkey_url: str, config: Config, partitions: int = 1) -> None:
-        self.config = config
-        self.shelf = Shelf()
-        self.shelf.promote("bundle-1")
-        self.broker = broker
-        self.url = valkey_url
+    def __init__(
+        self,
+        broker: SqliteBroker,
+        valkey_url: str,
+        config: Config,
+        folder: Path,
+        *,
+        partitions: int = 1,
+        champion: str | None = "bundle-1",
+    ) -> None:
+        self.config, self.broker, self.url, self.folder = config, broker, valkey_url, folder
         outputs = [TopicSpec(topic, 1) for topic in (config.alerts_topic, config.dead_letters_topic)]
-        broker.admin().create([TopicSpec(TOPIC, partitions), *outputs])
+        journal = TopicSpec(config.journal_topic(STREAM), partitions)
+        broker.admin().create([TopicSpec(TOPIC, partitions), journal, *outputs])
+        self.desk = Desk(broker, config)
+        self.desk.apply()
+        if champion is not None:
+            self.desk.promote(champion)
         self._admin, self._producer, self._reader = broker.admin(), broker.producer(), broker.reader()
         self._closing = ExitStack()
         self._peeking = self.new_store()
@@ -300,8 +341,16 @@ class Plant:
         store = SeenStore(self.new_store(url, clock), self.committed)
         made = {"max_records": 1_000, "observe": processed.append, "notice": notices.append}
         made |= {"wait": clock.wait, "clock": clock}
-        worker = Worker(Parts(self.config, STREAM, bus, store, self.shelf, **{**made, **parts}))
+        seams = [bus, self.broker.reader(), self.broker.admin(), store, self.snapshots(), self.desk.shelf]
+        worker = Worker(Parts(self.config, STREAM, *seams, **{**made, **parts}))
         return Running(worker, member, bus, store, clock, notices, processed)
+
+    def snapshots(self) -> FolderSnapshots:
+        return FolderSnapshots(str(self.folder / "snapshots"), namespace="test", stream=STREAM)
+
+    def journal(self, partition: int = 0) -> list[Entry]:
+        """What the journal holds."""
+        return JournalLog(self._reader, self.config.journal_topic(STREAM)).entries(partition)[0]
 
     def committed(self, partition: int = 0) -> int | None:
         return self._admin.committed(self.config.group(STREAM), TOPIC).get(partition)
@@ -340,11 +389,11 @@ class Plant:
 
     def uninterrupted(self, partition: int = 0) -> tuple[list[Alert], list[DeadLetter], PartitionState]:
         """What one detect step over a whole partition gives."""
-        bundle_id, alerts, letters = self.shelf.promoted, [], []
+        bundle_id, alerts, letters = self.desk.champion, [], []
         detector = self.detector()
         topic_id = self._reader.bounds(TOPIC)[partition].topic_id
         state = detector.fresh(topic_id, 0)
-        scorer = None if bundle_id is None else self.shelf.scorer(bundle_id)
+        scorer = None if bundle_id is None else self.desk.shelf.bundles[bundle_id]
         if scorer is not None and bundle_id is not None:
             state.adopt(scorer, bundle_id)
         for batch in self.batches(TOPIC, partition):
@@ -385,14 +434,13 @@ def plant_at(
     *,
     partitions: int = 1,
     lease_s: float = 10.0,
+    champion: str | None = "bundle-1",
     **stream: Any,  # noqa: ANN401
 ) -> Iterator[Plant]:
     """A plant of its own, on a Valkey that is empty."""
-    broker = SqliteBroker(bus_url, lease_s=lease_s)
-    plant = Plant(broker, valkey_url, settings(**stream), partitions)
-    try:
-        plant.flush_store()
-        yield plant
-    finally:
-        plant.close()
-        broker.close()
+    with TemporaryDirectory() as folder, closing(SqliteBroker(bus_url, lease_s=lease_s)) as broker:
+        config = settings(**stream)
+        plant = Plant(broker, valkey_url, config, Path(folder), partitions=partitions, champion=champion)
+        with closing(plant):
+            plant.flush_store()
+            yield plant

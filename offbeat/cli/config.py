@@ -1,15 +1,23 @@
-"""``offbeat config``: check a configuration, or get one to begin with."""
+"""``offbeat config``: check a configuration, put it in force, or get one to begin with."""
 
 from __future__ import annotations
 
 import json as json_lines
+from typing import Annotated
 
 import typer
 
 from offbeat.cli.columns import counted
-from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, load_config, print_json
+from offbeat.cli.options import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    Json,
+    chosen_stream,
+    load_config,
+    print_json,
+)
 
-group = typer.Typer(no_args_is_help=True, help="Check a configuration, or write one to begin with.")
+group = typer.Typer(no_args_is_help=True, help="Check a configuration, put it in force, or begin one.")
 
 
 @group.command(epilog="Example: `offbeat config check --config /etc/offbeat/offbeat.yaml`")
@@ -44,6 +52,54 @@ def example() -> None:
     from importlib.resources import files
 
     typer.echo((files("offbeat") / "example.yaml").read_text(encoding="utf-8"), nl=False)
+
+
+@group.command(
+    epilog="Examples: `offbeat config apply`; `offbeat config apply pumps --yes --why 'fewer false alarms'`"
+)
+def apply(
+    *,
+    streams: Annotated[
+        list[str] | None, typer.Argument(metavar="[STREAM]...", help="Only these streams; default: all.")
+    ] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+    why: Annotated[
+        str, typer.Option("--why", metavar="TEXT", help="The reason, kept with the change for ever.")
+    ] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Put the configuration's streams in force: workers take the change up between two batches.
+
+    The difference is shown first. Each stream's section is a policy, known by the hash of its content, and is
+    written to the control topic with who, when and why.
+    """
+    from offbeat import app
+    from offbeat.controls import Control, difference, who
+    from pipeline.control import policy_sha, settings_of
+
+    loaded = load_config(config)
+    names = [chosen_stream(loaded, name) for name in streams or loaded.streams]
+    with app.open_bus(loaded.bus) as broker:
+        control = Control(loaded, broker, who("offbeat config apply"))
+        view, changed = control.view(), list[str]()
+        for name in names:
+            before, settings = view.policies.get(name), settings_of(loaded.stream(name))
+            if before == policy_sha(settings):
+                if not json:
+                    typer.echo(f"{name}: in force already")
+                continue
+            changed.append(name)
+            if not json:
+                typer.echo(difference(name, view.settings[before] if before else None, settings))
+        if changed and not yes and not json:
+            typer.confirm(f"Put {counted(len(changed), 'stream')} in force?", abort=True)
+        for name in changed:
+            sha = control.apply(name, why)
+            if json:
+                print_json({"stream": name, "policy": sha, "before": view.policies.get(name)})
+            else:
+                typer.echo(f"{name}: policy {sha[:12]} is in force")
 
 
 def add_to(cli: typer.Typer) -> None:

@@ -36,16 +36,20 @@ def show(
     It is read from the state store, as of the last checkpoint (a few seconds ago).
     """
     from offbeat import app
+    from offbeat.controls import Control, who
     from offbeat.peek import peek
 
     loaded = load_config(config)
     name = chosen_stream(loaded, stream)
+    with app.open_bus(loaded.bus) as broker:
+        policies = Control(loaded, broker, who("offbeat thresholds")).view().settings
     with app.open_state(loaded) as server:
-        peeked = peek(server.store(namespace=loaded.namespace, stream=name), loaded.stream(name))
+        store = server.store(namespace=loaded.namespace, stream=name)
+        peeked = peek(store, loaded.stream(name), policies)
     for partition in peeked.unreadable:
         typer.echo(
-            f"{partition}: what is stored has another window, feature set or version than the configuration; "
-            "the next worker rebuilds it",
+            f"{partition}: what is stored is of another version, or of a policy that is not known; the next "
+            "worker rebuilds it",
             err=True,
         )
     rows = [row for row in peeked.rows if series in {None, row.series}]

@@ -129,7 +129,8 @@ def _moment(text: str | None, option: str) -> datetime | None:
 
 
 def _from_files(config: Config, name: str, options: FileOptions, part: Part) -> Learned:
-    from offbeat import training
+    from offbeat import app, training
+    from offbeat.controls import Control, who
     from offbeat.fitting import check_events
     from producers import layouts
     from producers.files import FilesReport
@@ -145,12 +146,19 @@ def _from_files(config: Config, name: str, options: FileOptions, part: Part) -> 
             columns=layout.value_columns,
         )
     tell_layouts(found)
-    report = FilesReport()
-    with meter() as show:
-        source = training.from_files(found, options, report)
-        learned = training.learn(
-            config, name, source, part, lambda step: show(step.phase, step.fraction, step.detail)
-        )
+    report, paths = FilesReport(), ", ".join(map(str, options.paths))
+    with app.open_bus(config.bus) as broker:
+        control = Control(config, broker, who("offbeat train"))
+        with meter() as show:
+            source = training.from_files(found, options, report)
+            learned = training.learn(
+                config,
+                name,
+                source,
+                part,
+                lambda step: show(step.phase, step.fraction, step.detail),
+                promote=lambda bundle_id: control.promote(name, bundle_id, f"trained on {paths}"),
+            )
     tell_bad_rows(report)
     return learned
 
@@ -159,13 +167,20 @@ def _from_topic(
     config: Config, name: str, part: Part, since: datetime | None, until: datetime | None
 ) -> Learned:
     from offbeat import app, training
+    from offbeat.controls import Control, who
 
     with app.open_bus(config.bus) as broker:
         app.require_input(config, name, broker)
+        control = Control(config, broker, who("offbeat train"))
         with meter() as show:
             source = training.from_topic(broker.reader(), config, name, since, until)
             return training.learn(
-                config, name, source, part, lambda step: show(step.phase, step.fraction, step.detail)
+                config,
+                name,
+                source,
+                part,
+                lambda step: show(step.phase, step.fraction, step.detail),
+                promote=lambda bundle_id: control.promote(name, bundle_id, "trained on the stream's topic"),
             )
 
 

@@ -59,9 +59,10 @@ def run(seconds: float, *, as_json: bool, bus: str | None, state: str | None) ->
             bus=bus or f"sqlite:///{folder / 'bus.db'}",
             state=state or f"embedded:///{folder / 'state'}",
             registry=str(folder / "models"),
+            snapshots=str(folder / "snapshots"),
         )
         with view.opened(scene, plain=as_json) as tick:
-            play = Play(config.parse(text, "the demo's settings"), reader, seconds, folder, tick)
+            play = Play(config.parse(text, "the demo's settings"), reader, seconds, tick)
             play.play()
     if as_json:
         sys.stdout.write(json.dumps(result(scene)) + "\n")

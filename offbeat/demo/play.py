@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import msgspec
 
@@ -21,6 +20,7 @@ from consumers import detector
 from models import rows_needed
 from offbeat import app, training
 from offbeat.cli.stopping import Stop
+from offbeat.controls import Control, who
 from offbeat.demo.scene import Scene
 from offbeat.history import Part
 from pipeline.alerts import Alert
@@ -99,11 +99,8 @@ class Play:
         cpu_before: percent of the processors in use when the burst began.
     """
 
-    def __init__(
-        self, config: Config, reader: ShownReader, seconds: float, folder: Path, tick: Callable[[], None]
-    ) -> None:
-        self._config, self._reader, self._seconds = config, reader, seconds
-        self._folder, self._tick = folder, tick
+    def __init__(self, config: Config, reader: ShownReader, seconds: float, tick: Callable[[], None]) -> None:
+        self._config, self._reader, self._seconds, self._tick = config, reader, seconds, tick
         self._scene = reader.scene
         self._stream = config.stream(STREAM)
         self._tasks: list[Task] = []
@@ -126,6 +123,7 @@ class Play:
         compile_kernels(self._config)
         with app.open_bus(self._config.bus) as broker, self._threads() as start:
             broker.admin().create(self._topics())
+            self._control = Control(self._config, broker, who("offbeat demo"))
             self._alerts = AlertTail(broker.reader(), self._config.alerts_topic)
             self._begin("starting", "bus, state server and worker")
             worker = start(self._work)
@@ -158,18 +156,17 @@ class Play:
         that each reading covers, have left that time behind.
         """
         self._begin("training")
-        drawer = self._config.model_copy(update={"registry": str(self._folder / "trained")})
         source = training.from_topic(reader, self._config, STREAM, None, None)
         part = Part(self._stream.training.rows)
-        bundle_id = training.learn(drawer, STREAM, source, part, self._show_step).bundle_id
+        bundle_id = training.learn(
+            self._config, STREAM, source, part, self._show_step, promote=lambda _: None
+        ).bundle_id
 
         self._begin("settling")
         rows = math.ceil(host.WINDOW_S * PER_SECOND) + self._stream.model.window + 1
         clean = self._scene.sent + rows
         self._await(lambda: self._scene.sent >= clean, f"{rows} readings after training")
-        registry = app.registry(self._config)
-        registry.save(STREAM, app.registry(drawer).load(STREAM, bundle_id))
-        registry.promote(STREAM, bundle_id)
+        self._control.promote(STREAM, bundle_id, "trained on the readings of this run")
         self._await(lambda: self._scene.judged > 0, "the first score")
 
     def detect(self) -> None:

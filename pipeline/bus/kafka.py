@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import kafka.errors as kafka_errors
+from kafka import OffsetSpec
 from kafka import TopicPartition as KafkaPartition
 
 from pipeline.bus.kafka_group import KafkaBus
@@ -142,10 +143,14 @@ class PlainReader:
         """What each partition of ``topic`` holds, up to the first pending transaction."""
         found = self._topics.describe(topic)
         asked = [KafkaPartition(topic, p["partition_index"]) for p in found["partitions"]]
+        topic_id = str(found["topic_id"])
         with self._link.talking(f"asking for the bounds of {topic}"):
             first = self._consumer.beginning_offsets(asked)
-            end = self._consumer.end_offsets(asked)
-        return {p.partition: Bounds(first[p], end[p], str(found["topic_id"])) for p in asked}
+            written = self._topics.client.list_partition_offsets(dict.fromkeys(asked, OffsetSpec.LATEST))
+            end = self._consumer.end_offsets(asked)  # after it: what was pending may have settled
+        return {
+            p.partition: Bounds(first[p], end[p], topic_id, max(written[p].offset, end[p])) for p in asked
+        }
 
     def offset_at(self, partition: TopicPartition, timestamp_ms: int) -> int:
         """The first offset whose record timestamp is at or after ``timestamp_ms``, or the end offset."""
@@ -239,6 +244,14 @@ class KafkaAdmin:
                 made.append(spec.name)
             client.wait_for_topics(made)
         return made
+
+    def grow(self, topic: str, partitions: int) -> None:
+        """Give a topic the partitions that it lacks to have so many."""
+        there = len(self._topics.describe(topic)["partitions"])
+        if partitions > there:
+            with self._link.talking(f"adding partitions to {topic}"):
+                self._topics.client.create_partitions({topic: partitions})
+                self._topics.client.wait_for_topics([topic])
 
     def committed(self, group: str, topic: str) -> Mapping[int, int]:
         """The group's next offsets by partition, without those never committed."""

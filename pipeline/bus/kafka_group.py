@@ -138,6 +138,7 @@ class KafkaBus:
         self._link = link
         self._topics = topics
         self._group = group
+        self._subscribed = tuple(subscribe)
         self._owned: dict[TopicPartition, _Owned] = {}
         self._waiting: list[TopicPartition] = []
         self._revoked: list[TopicPartition] = []
@@ -177,7 +178,14 @@ class KafkaBus:
         batches = self._batches(fetched)
         self._rows = sum(map(len, batches))
         revoked, self._revoked = tuple(self._revoked), []
-        return Polled(Token(self._membership), batches, assigned, revoked, end_offsets=self._end_offsets())
+        return Polled(
+            Token(self._membership),
+            batches,
+            assigned,
+            revoked,
+            end_offsets=self._end_offsets(),
+            partitions=self._partitions(),
+        )
 
     def seek(self, partition: TopicPartition, next_offset: int) -> None:
         """As the seam says.
@@ -286,6 +294,10 @@ class KafkaBus:
             highwater = self._consumer.highwater(KafkaPartition(*partition))
             owned.end_offset = max(owned.end_offset, highwater or 0, owned.next_offset or 0)
         return tuple((partition, owned.end_offset) for partition, owned in self._owned.items())
+
+    def _partitions(self) -> tuple[tuple[str, int], ...]:
+        known = self._consumer._cluster.partitions_for_topic  # noqa: SLF001 - without asking the network
+        return tuple((topic, len(known(topic) or ())) for topic in self._subscribed)
 
     def _must_be_connected(self, *, heard: bool) -> None:
         """Raise BusDown when no broker has been connected for a while; the client only keeps silent."""

@@ -110,8 +110,9 @@ class SqliteReader:
         with self._session.reading() as connection:
             found = log.topic_named(connection, topic)
             return {
-                number: Bounds(*log.bounds(connection, row), found.topic_id)
+                number: Bounds(first_offset, end_offset, found.topic_id, end_offset)
                 for number, row in enumerate(found.partition_rows)
+                for first_offset, end_offset in [log.bounds(connection, row)]
             }
 
     def offset_at(self, partition: TopicPartition, timestamp_ms: int) -> int:
@@ -181,6 +182,15 @@ class SqliteAdmin:
                     )
                     made.append(spec.name)
         return made
+
+    def grow(self, topic: str, partitions: int) -> None:
+        """See :meth:`pipeline.ports.Admin.grow`."""
+        with self._session.writing() as connection:
+            there = len(log.topic_named(connection, topic).partition_rows)
+            connection.executemany(
+                "INSERT INTO partitions (topic, number) VALUES (?, ?)",
+                [(topic, number) for number in range(there, partitions)],
+            )
 
     def committed(self, group: str, topic: str) -> Mapping[int, int]:
         """See :meth:`pipeline.ports.Admin.committed`; empty too where group or topic are unknown."""

@@ -28,11 +28,7 @@ class SqliteBus:
         self._outbox = Outbox(session)
         with session.reading() as connection:
             self._topics = [log.topic_named(connection, name) for name in topics]
-        self._rows = {
-            TopicPartition(topic.name, number): row
-            for topic in self._topics
-            for number, row in enumerate(topic.partition_rows)
-        }
+        self._rows = self._partition_rows()
         self._longest_waiting = list(self._rows)
         self._positions: dict[TopicPartition, int] = {}
         self._owner = False
@@ -107,6 +103,7 @@ class SqliteBus:
         with self._session.reading() as connection:
             held = self._lease.holds(connection) and not self._refused
             ends = self._end_offsets(connection) if held else {}
+            assigned = self._added(connection, ends)
             slices = self._read(connection, ends, max_records)
         if not held:
             self._owner = self._refused = False
@@ -119,8 +116,10 @@ class SqliteBus:
         return Polled(
             Token(self._lease.epoch),
             batches=tuple(found.batch for found in slices.values() if found.batch),
+            assigned=assigned,
             corrupt=tuple(marker for found in slices.values() for marker in found.corrupt),
             end_offsets=tuple(ends.items()),
+            partitions=self._counts(),
         )
 
     def _read(
@@ -151,6 +150,26 @@ class SqliteBus:
             )
         }
 
+    def _partition_rows(self) -> dict[TopicPartition, int]:
+        return {
+            TopicPartition(topic.name, number): row
+            for topic in self._topics
+            for number, row in enumerate(topic.partition_rows)
+        }
+
+    def _counts(self) -> tuple[tuple[str, int], ...]:
+        return tuple((topic.name, len(topic.partition_rows)) for topic in self._topics)
+
+    def _added(self, connection: Connection, ends: Iterable[TopicPartition]) -> tuple[Assigned, ...]:
+        """Announce partitions that topics have been given meanwhile."""
+        added = set(ends) - self._rows.keys()
+        if not added:
+            return ()
+        self._topics = [log.topic_named(connection, topic.name) for topic in self._topics]
+        self._rows = self._partition_rows()
+        self._longest_waiting += sorted(added)
+        return tuple(each for each in self._assignments(connection) if each.partition in added)
+
     def _try_to_take(self) -> Polled:
         with self._session.reading() as connection:
             free = self._lease.can_take(connection)
@@ -160,7 +179,8 @@ class SqliteBus:
             taken = self._lease.take(connection)
             assigned = tuple(self._assignments(connection)) if taken else ()
         self._owner = taken
-        return Polled(Token(self._lease.epoch if taken else None), assigned=assigned)
+        token = Token(self._lease.epoch if taken else None)
+        return Polled(token, assigned=assigned, partitions=self._counts())
 
     def _assignments(self, connection: Connection) -> Iterable[Assigned]:
         for topic in self._topics:

@@ -79,6 +79,8 @@ class Outbox:
         topics = self._topics
         for send in sends:
             lanes = topics.get(send.topic) or self._look_up(send.topic)
+            if (send.partition or 0) >= len(lanes.waiting):  # it may have been added
+                lanes = self._look_up(send.topic)
             lane = lanes.by_key.get(send.key) if send.partition is None else None
             if lane is None:
                 lane = lanes.lane(send)
@@ -111,7 +113,10 @@ class Outbox:
 
     def _look_up(self, name: str) -> Lanes:
         with self._session.reading() as connection:
-            lanes = self._topics[name] = Lanes(topic_named(connection, name))
+            lanes = Lanes(topic_named(connection, name))
+        if before := self._topics.get(name):
+            lanes.waiting[: len(before.waiting)] = before.waiting
+        self._topics[name] = lanes
         return lanes
 
 

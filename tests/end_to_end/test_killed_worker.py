@@ -19,6 +19,7 @@ import pytest
 
 from models import ModelSpec, Registry, SeriesRows, StackScorer, train
 from offbeat import app
+from offbeat.controls import Control
 from pipeline import config
 from pipeline.alerts import Alert, DeadLetter
 from pipeline.bus import connect
@@ -36,6 +37,7 @@ namespace: {namespace}
 bus: {bus}
 state: embedded:///{folder}/state
 registry: {folder}/models
+snapshots: {folder}/snapshots
 streams:
   machines:
     topic: {topic}
@@ -117,8 +119,9 @@ def learn(settings: config.Config) -> None:
     }
     spec = app.model_spec(settings.stream("machines"))
     short = ModelSpec(spec.features, spec.window_rows, transforms=spec.transforms, steps=60)
-    registry = Registry(settings.registry)
-    registry.promote("machines", registry.save("machines", train(rows, short, source={}, created_at="2026")))
+    bundle_id = Registry(settings.registry).save("machines", train(rows, short, source={}, created_at="2026"))
+    with closing(connect(settings.bus)) as broker:
+        Control(settings, broker, "a test").promote("machines", bundle_id, "to be killed with")
 
 
 def run(place: Place, *, until: int | None) -> None:
@@ -166,8 +169,7 @@ def uninterrupted(place: Place) -> tuple[list[Alert], list[DeadLetter], dict[Top
 
 
 def registry_id(settings: config.Config) -> str:
-    champion = Registry(settings.registry).champion("machines")
-    assert champion is not None
+    [champion] = Registry(settings.registry).bundles("machines")
     return champion
 
 

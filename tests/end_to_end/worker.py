@@ -9,7 +9,7 @@ from pathlib import Path
 from consumers import detector
 from offbeat import app
 from pipeline import config
-from pipeline.loop import Parts, Processed
+from pipeline.loop import Processed
 
 FASTER = 20
 """The worker's clock runs so much faster, so that a short life sees several checkpoints."""
@@ -36,15 +36,8 @@ def main(path: str, stream: str, max_records: str) -> None:
         read += sum(len(scores.slot) for scores in processed.outputs.scores)
         tell(f"read {read}")
 
-    with app.open_bus(settings.bus) as broker, app.open_state(settings) as server:
-        bus = broker.bus(
-            group=settings.group(stream),
-            topics=[settings.stream(stream).topic],
-            transactional_id=settings.transactional_id(stream, 0),
-        )
-        store = server.store(namespace=settings.namespace, stream=stream)
-        models = app.StreamModels(settings, stream)
-        parts = Parts(settings, stream, bus, store, models, int(max_records), observe, clock=clock)
+    with app.open_parts(settings, stream, 0, observe=observe) as parts:
+        parts.max_records, parts.clock = int(max_records), clock
         detector.run(parts, should_stop=lambda: False, until_idle_s=1.5 * FASTER)
 
 

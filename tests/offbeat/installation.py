@@ -36,6 +36,7 @@ class Installation:
             "bus": f"sqlite:///{self.folder}/bus.db",
             "state": f"embedded:///{self.folder}/state",
             "registry": f"{self.folder}/models",
+            "snapshots": f"{self.folder}/snapshots",
         } | places
         lines = [f"{name}: {value}" for name, value in chosen.items()]
         self.config.write_text("\n".join([*lines, f"streams:{streams}"]))

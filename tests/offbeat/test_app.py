@@ -28,12 +28,18 @@ def test_a_worker_gets_all_its_parts_and_output_topics(installation: Installatio
 
         assert assigned == {TopicPartition("sensors", 0), TopicPartition("sensors", 1)}
         assert claim.rows is None
-        assert parts.models.champion() is None
+        assert set(broker_topics(config)) >= {"offbeat.control", "offbeat.sensors.journal"}
+
+
+def broker_topics(config: Config) -> dict[str, int]:
+    with app.open_bus(config.bus) as broker:
+        return broker.admin().describe().topics
 
 
 def test_output_topics_are_made_and_kept_thirty_days(installation: Installation) -> None:
     config = configured(installation)
     assert [(spec.name, spec.retention_ms) for spec in app.output_topics(config)] == [
+        ("offbeat.control", -1),
         ("offbeat.alerts", 30 * 24 * 3600 * 1000),
         ("offbeat.dead-letters", 30 * 24 * 3600 * 1000),
     ]

@@ -121,8 +121,7 @@ def test_topics_are_listed_with_what_they_are_for(watched: Installation) -> None
 # A bundle says where it comes from, so that it can be trained again.
 def test_a_bundle_names_the_offsets_it_was_trained_on(watched: Installation) -> None:
     registry = Registry(watched.folder / "models")
-    bundle_id = registry.champion("sensors")
-    assert bundle_id is not None
+    [bundle_id] = registry.bundles("sensors")
 
     source = registry.load("sensors", bundle_id).manifest.source
 

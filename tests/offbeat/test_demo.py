@@ -135,6 +135,7 @@ def test_its_settings_are_a_configuration_without_what_the_machine_does_not_give
         "bus": "sqlite:///a: b.db",
         "state": "embedded:///#",
         "registry": "models",
+        "snapshots": "snapshots",
     }
 
     whole = config.parse(settings(host.FEATURES, **places))

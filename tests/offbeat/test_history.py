@@ -141,7 +141,7 @@ def test_a_range_of_a_topic_is_read_by_the_timestamps_of_its_records() -> None:
     found = gathered(*[topic_source(reader, TopicPartition(TOPIC, n), each) for n, each in bounds.items()])
 
     topic_id = bounds[0].topic_id
-    assert bounds == {0: Bounds(0, 0, topic_id), 1: Bounds(2, 7, topic_id)}
+    assert bounds == {0: Bounds(0, 0, topic_id, 0), 1: Bounds(2, 7, topic_id, 7)}
     assert values(found) == {"a": [2, 3, 4, 5, 6]}
     with pytest.raises(NotFound):
         topic_bounds(reader, "none", None, None)

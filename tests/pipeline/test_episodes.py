@@ -26,7 +26,7 @@ class Episodes:
 
     def __init__(self, **rules: object) -> None:
         self.policy = judge_policy(stream(rules=rules, threshold={"policy": "ewma", "adapt_after": "100s"}))
-        self.row: np.void = Layout(2, 1, 0, 1).arrays(1).rows[0]
+        self.row: np.void = Layout(2, 1, 0, 1, "").arrays(1).rows[0]
         clear(self.row)
         self.second = 0
 

@@ -5,41 +5,94 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from redis import Redis
-from working import AT, NORMAL, ODD, STREAM, Plant, Shelf, assert_exactly_once, plant_at, settings
+from working import AT, NORMAL, ODD, STREAM, Desk, Plant, assert_exactly_once, plant_at, settings
 
+from pipeline.bus.sqlite import SqliteBroker
+from pipeline.config import Config, Stream
+from pipeline.control import ControlLog
 from pipeline.detect import Detector
-from pipeline.ownership import REBUILD_RECORDS, Owned, ScorerCache, Takeover, checkpoint
+from pipeline.journal import Entry, InForce, JournalLog, Past, sends
+from pipeline.ownership import REBUILD_RECORDS, Owned, Shelf, Takeover, checkpoint
 from pipeline.ports import PutResult
-from pipeline.records import Assigned
+from pipeline.records import Assigned, TopicSpec
+from pipeline.series import PartitionState
 from pipeline.state.embedded import EmbeddedServer
 from pipeline.state.redis import RedisStore
+from pipeline.state.snapshots import FolderSnapshots
 from pipeline.testing import FakeScorer
 
 
 @dataclass
 class Case:
-    """A store, and takeovers from it."""
+    """A store, and takeovers from it, on a bus of their own."""
 
     store: RedisStore
-    shelf: Shelf = field(default_factory=Shelf)
+    broker: SqliteBroker
+    folder: Path
     notices: list[str] = field(default_factory=list)
+    config: Config = field(default_factory=settings)
 
-    def detector(self, **stream: object) -> Detector:
-        return Detector("test", STREAM, settings(**stream).stream(STREAM))
+    def __post_init__(self) -> None:
+        self.broker.admin().create([TopicSpec(self.config.journal_topic(STREAM), 1)])
+        self.desk = Desk(self.broker, self.config)
+        self.desk.promote("bundle-1")
+        self.policy = self.desk.apply()
+        self.snapshots = FolderSnapshots(str(self.folder), namespace="test", stream=STREAM)
+        self.producer = self.broker.producer()
+
+    def detector(self) -> Detector:
+        return Detector("test", STREAM, self.config.stream(STREAM))
+
+    def in_force(
+        self,
+        offset: int,
+        bundle_id: str | None = "bundle-1",
+        topic_id: str = "topic-1",
+        rebuilt_from: int | None = None,
+    ) -> InForce:
+        return InForce(
+            topic_id=topic_id,
+            next_offset=offset,
+            control_offset=0,
+            bundle_sha=bundle_id,
+            policy_sha=self.policy,
+            partitions=(1,),
+            rebuilt_from=rebuilt_from,
+        )
+
+    def journal(self, *entries: Entry) -> None:
+        """Earlier owners wrote these entries."""
+        self.producer.send(sends(self.config.journal_topic(STREAM), 0, entries))
+        self.producer.flush()
+
+    def state(
+        self, offset: int, bundle_id: str | None = "bundle-1", topic_id: str = "topic-1"
+    ) -> PartitionState:
+        state = self.detector().fresh(topic_id, offset)
+        state.counters.bins[0] = offset
+        state.in_force = self.in_force(0, bundle_id, topic_id)
+        if bundle_id is not None:
+            state.adopt(FakeScorer(), bundle_id)
+        return state
 
     def keep(self, offset: int, *, bundle_id: str | None = "bundle-1", topic_id: str = "topic-1") -> None:
         """An earlier owner stored its state at R."""
-        state = self.detector().fresh(topic_id, offset)
-        state.counters.bins[0] = offset
-        if bundle_id is not None:
-            state.adopt(FakeScorer(), bundle_id)
-        owned = Owned(self.store.claim(AT), state, 0, None, 0, 0.0, None)
+        state = self.state(offset, bundle_id, topic_id)
+        owned = Owned(
+            self.store.claim(AT), state, self.detector(), None, Past(), {}, 0, None, 0, 0.0, 0, 0.0
+        )  # fmt: skip
         assert checkpoint(self.store, owned, 0.0) is PutResult.OK
+
+    def copy(self, offset: int, topic_id: str = "topic-1") -> None:
+        """An earlier owner left a snapshot."""
+        state = self.state(offset, topic_id=topic_id)
+        self.snapshots.save(AT, topic_id, offset, offset, state.pack(whole=True))
 
     def take(
         self,
@@ -49,22 +102,30 @@ class Case:
         end: int = 1_000,
         topic_id: str = "topic-1",
         start: str = "earliest",
-        **stream: object,
     ) -> Owned:
+        reader = self.broker.reader()
+        control = ControlLog(reader, self.config.control_topic)
+        shelf = Shelf("test", STREAM, control, self.desk.shelf)
         takeover = Takeover(
-            self.detector(**stream), self.store, ScorerCache(self.shelf), start, self.notices.append
+            STREAM,
+            start,
+            self.store,
+            self.snapshots,
+            control,
+            JournalLog(reader, self.config.journal_topic(STREAM)),
+            shelf,
+            self.notices.append,
         )
         return takeover.take(Assigned(AT, first, end, committed, topic_id), 50.0)
 
 
 @pytest.fixture
-def case(valkey_url: str) -> Iterator[Case]:
+def case(valkey_url: str, tmp_path: Path) -> Iterator[Case]:
     with Redis.from_url(valkey_url) as client:
         client.flushall()
-    case = Case(RedisStore(valkey_url, namespace="test", stream=STREAM))
-    case.shelf.promote("bundle-1")
-    yield case
-    case.store.close()
+    store = RedisStore(valkey_url, namespace="test", stream=STREAM)
+    with closing(store), closing(SqliteBroker("sqlite://")) as broker:
+        yield Case(store, broker, tmp_path)
 
 
 def assert_rebuilt(owned: Owned, *, first: int, live_from: int) -> None:
@@ -97,12 +158,12 @@ def test_what_was_read_with_a_bundle_is_read_again_with_it_though_there_is_a_new
     case: Case,
 ) -> None:
     case.keep(100)
-    case.shelf.promote("bundle-2")
+    case.desk.promote("bundle-2")
 
     owned = case.take(140)
 
     assert owned.state.bundle_id == "bundle-1"
-    assert owned.scorer is case.shelf.bundles["bundle-1"]
+    assert owned.scorer is case.desk.shelf.bundles["bundle-1"]
 
 
 def test_what_was_read_without_a_bundle_is_read_again_without(case: Case) -> None:
@@ -137,13 +198,13 @@ def test_no_more_is_read_again_than_it_takes(case: Case) -> None:
 
 
 def test_without_a_usable_champion_windows_are_rebuilt_all_the_same(case: Case) -> None:
-    case.shelf.pointer_damaged = True
+    case.desk.promote("bundle-of-nobody", missing=True)
 
     owned = case.take(140)
 
     assert_rebuilt(owned, first=0, live_from=140)
     assert owned.scorer is None
-    assert "damaged" in case.notices[0]
+    assert "there is no bundle bundle-of-nobody" in " ".join(case.notices)
 
 
 def test_a_group_that_was_set_back_has_its_state_rebuilt(case: Case) -> None:
@@ -165,16 +226,15 @@ def test_a_state_that_retention_overtook_is_rebuilt(case: Case) -> None:
     assert "retention overtook the stored state at 100" in case.notices[0]
 
 
-@pytest.mark.parametrize(
-    "stream", [{"model": {"window": 3}}, {"events": {"features": ["x", "y"]}}], ids=["window", "features"]
-)
-def test_a_state_of_another_making_is_rebuilt(case: Case, stream: dict[str, object]) -> None:
+def test_a_state_of_a_policy_that_nobody_knows_is_rebuilt(case: Case) -> None:
+    known, case.policy = case.policy, "f" * 64
     case.keep(100)
+    case.policy = known
 
-    owned = case.take(140, **stream)
+    owned = case.take(140)
 
     assert_rebuilt(owned, first=0, live_from=140)
-    assert "another window, feature set or schema version" in case.notices[0]
+    assert "of a policy that is not known" in case.notices[0]
 
 
 def test_a_topic_made_again_is_read_from_its_first_record(case: Case) -> None:
@@ -213,19 +273,108 @@ def test_a_group_that_is_new_begins_where_the_stream_says(case: Case, start: str
     assert_rebuilt(owned, first=10, live_from=live_from)
 
 
-def test_few_scorers_are_kept_and_none_is_loaded_twice() -> None:
+def test_few_scorers_are_kept_and_none_is_loaded_twice(case: Case) -> None:
     loads: list[str] = []
 
-    class Counting(Shelf):
-        def scorer(self, bundle_id: str) -> FakeScorer:
+    class Counting:
+        def scorer(self, bundle_id: str, settings: Stream) -> FakeScorer:  # noqa: ARG002
             loads.append(bundle_id)
             return FakeScorer()
 
-    cache = ScorerCache(Counting())
+    control = ControlLog(case.broker.reader(), case.config.control_topic)
+    control.refresh()
+    shelf = Shelf("test", STREAM, control, Counting())
     for bundle_id in ("a", "b", "c", "a", "c", "d", "b", "a"):
-        cache.get(bundle_id)
+        shelf.scorer(bundle_id, case.policy)
 
     assert loads == ["a", "b", "c", "d", "a"]
+
+
+# Snapshots and the journal
+
+
+def test_without_stored_state_the_newest_snapshot_below_the_committed_offset_is_gone_on_from(
+    case: Case,
+) -> None:
+    for offset in (60, 100, 160):
+        case.copy(offset)
+
+    owned = case.take(140)
+
+    assert (owned.state.next_offset, owned.live_from, owned.stored_offset) == (100, 140, None)
+    assert (owned.rebuilt_from, owned.anew) == (None, False)
+    assert "snapshot at 100, 40 records are read again" in case.notices[0]
+
+
+@pytest.mark.parametrize("first", [0, 110])
+def test_a_snapshot_that_retention_overtook_is_of_no_use(case: Case, first: int) -> None:
+    case.copy(100)
+
+    owned = case.take(140, first=first)
+
+    assert owned.state.next_offset == (first or 100)
+
+
+def test_a_snapshot_of_a_deleted_topic_is_of_no_use(case: Case) -> None:
+    case.copy(100, topic_id="topic-0")
+
+    assert_rebuilt(case.take(140), first=0, live_from=140)
+
+
+def test_a_group_that_was_set_back_goes_on_from_a_snapshot_and_drops_those_above(case: Case) -> None:
+    case.journal(case.in_force(0), case.in_force(120))
+    case.keep(130)
+    case.copy(50)
+    case.copy(120)
+
+    owned = case.take(90)
+
+    assert (owned.state.next_offset, owned.live_from) == (50, 90)
+    assert owned.past.superseded
+    assert case.snapshots.newest(AT, "topic-1", 1_000, lambda _: True) is not None
+    assert case.take(1_000).state.next_offset == 50
+
+
+def test_each_record_is_read_again_under_what_was_in_force_for_it(case: Case) -> None:
+    case.desk.promote("bundle-2")
+    case.keep(100)
+    case.journal(case.in_force(0), case.in_force(120, "bundle-2"), case.in_force(130, None))
+
+    owned = case.take(140)
+
+    assert owned.state.bundle_id == "bundle-1"
+    assert [(each.next_offset, each.bundle_sha) for each in owned.past.changes] == [
+        (0, "bundle-1"),
+        (120, "bundle-2"),
+        (130, None),
+    ]
+    assert owned.past.boundary(100) == 120
+
+
+# The owner was killed between the commit that brought a model into force and the checkpoint of that.
+def test_what_came_into_force_at_the_stored_offset_is_brought_into_force(case: Case) -> None:
+    case.desk.promote("bundle-2")
+    case.keep(100)
+    case.journal(case.in_force(0), case.in_force(100, "bundle-2"))
+
+    owned = case.take(100)
+
+    assert owned.state.bundle_id == "bundle-2"
+    assert owned.scorer is case.desk.shelf.bundles["bundle-2"]
+
+
+@pytest.mark.parametrize(
+    ("begun", "rebuilt_from", "first", "exact"),
+    [(0, None, 0, True), (40, None, 0, False), (40, 0, 0, True), (0, None, 10, False)],
+)
+def test_a_rebuilt_state_is_exact_where_it_rests_on_all_that_owners_had(
+    case: Case, begun: int, rebuilt_from: int | None, first: int, *, exact: bool
+) -> None:
+    case.journal(case.in_force(begun, rebuilt_from=rebuilt_from))
+
+    owned = case.take(140, first=first)
+
+    assert (owned.rebuilt_from is None) == exact
 
 
 # With workers
@@ -260,7 +409,7 @@ def test_a_champion_found_at_a_takeover_judges_no_record_of_before(two: Plant) -
     first = two.worker().read_all().later(5)
     two.produce(NORMAL, ODD)
     first.turn().leave()
-    two.shelf.promote("bundle-2", FakeScorer(level=ODD))
+    two.desk.promote("bundle-2", FakeScorer(level=ODD))
 
     second = two.worker().read_all().later(1)
     two.produce(ODD, ODD, NORMAL)

@@ -1,0 +1,124 @@
+"""Deciding things: records for the control topic, written under a person's or a program's name."""
+
+from __future__ import annotations
+
+import difflib
+import getpass
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.control import Champion, ControlLog, ControlView, Policy, policy_sha, send, settings_of
+from pipeline.errors import OffbeatError
+from pipeline.records import TopicSpec
+
+if TYPE_CHECKING:
+    from pipeline.config import Config, Stream
+    from pipeline.ports import Broker
+
+
+def who(command: str) -> str:
+    """Who decides: the user, the machine and the command."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container without a name for its user
+        user = "unknown"
+    return f"{user}@{socket.gethostname()} ({command})"
+
+
+class Control:
+    """The control topic of an installation, to read and to decide; it is made where it is missing.
+
+    Args:
+        who: decides, see :func:`who`.
+        notice: told of records that change nothing.
+
+    Raises:
+        BusDown: the bus cannot be reached.
+    """
+
+    def __init__(
+        self, config: Config, broker: Broker, who: str, notice: Callable[[str], None] = lambda _: None
+    ) -> None:
+        broker.admin().create([TopicSpec(config.control_topic, 1)])
+        self._config, self._who = config, who
+        self._producer = broker.producer()
+        self._log = ControlLog(broker.reader(), config.control_topic, notice)
+
+    def view(self) -> ControlView:
+        """What stands now."""
+        return self._log.refresh()
+
+    def promote(self, stream: str, bundle_id: str, why: str) -> str | None:
+        """Make a bundle the champion; returns its predecessor's id.
+
+        Raises:
+            OffbeatError: somebody else promoted another one at the same moment.
+        """
+        before = self.view().champions.get(stream)
+        if before == bundle_id:
+            return before
+        self._publish(
+            Champion(
+                stream=stream,
+                at=datetime.now(UTC),
+                who=self._who,
+                why=why,
+                bundle=bundle_id,
+                predecessor=before,
+            )
+        )
+        if (now := self.view().champions.get(stream)) != bundle_id:
+            raise OffbeatError(
+                f"stream {stream!r}: another bundle, {(now or 'none')[:12]}, was promoted at the same "
+                "moment; look at it and try again"
+            )
+        return before
+
+    def apply(self, stream: str, why: str) -> str:
+        """Make the configuration's section the policy of a stream; returns its hash.
+
+        Raises:
+            OffbeatError: somebody else applied another one at the same moment.
+        """
+        settings = settings_of(self._config.stream(stream))
+        sha, before = policy_sha(settings), self.view().policies.get(stream)
+        if before == sha:
+            return sha
+        self._publish(
+            Policy(
+                stream=stream,
+                at=datetime.now(UTC),
+                who=self._who,
+                why=why,
+                sha=sha,
+                predecessor=before,
+                settings=settings,
+            )
+        )
+        if (now := self.view().policies.get(stream)) != sha:
+            raise OffbeatError(
+                f"stream {stream!r}: another policy, {(now or 'none')[:12]}, was applied at the same moment; "
+                "look at it and try again"
+            )
+        return sha
+
+    def _publish(self, record: Champion | Policy) -> None:
+        self._producer.send([send(record, self._config.control_topic)])
+        self._producer.flush()
+
+
+def difference(stream: str, before: Stream | None, settings: dict[str, Any]) -> str:
+    """What would change, as a unified diff of YAML; the whole section where there was none before."""
+    now = _yaml(settings)
+    was = [] if before is None else _yaml(settings_of(before))
+    names = f"{stream} in force" if was else "nothing in force", f"{stream} to be put in force"
+    lines = difflib.unified_diff(was, now, *names, n=2)
+    return "\n".join(line.rstrip("\n") for line in lines)
+
+
+def _yaml(settings: dict[str, Any]) -> list[str]:
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).splitlines()

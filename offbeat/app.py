@@ -136,16 +136,16 @@ def output_topics(config: Config) -> list[TopicSpec]:
     ]
 
 
-def journal_spec(config: Config, stream: str, broker: Broker) -> TopicSpec:
-    """A stream's journal topic: a partition for each partition of its input, kept for ever."""
-    partitions = broker.admin().describe().topics[config.stream(stream).topic]
-    return TopicSpec(config.journal_topic(stream), partitions)
-
-
 def input_topics(config: Config, streams: Sequence[str], partitions: int) -> list[TopicSpec]:
     """The topics that streams read, each once; kept for ever, because recorded events are old at once."""
     names = dict.fromkeys(config.stream(name).topic for name in streams)
     return [TopicSpec(name, partitions) for name in names]
+
+
+def journal_topics(config: Config, streams: Sequence[str], broker: Broker) -> list[TopicSpec]:
+    """The journals of streams: a partition for each partition of the input, which is there; kept for ever."""
+    topics = broker.admin().describe().topics
+    return [TopicSpec(config.journal_topic(name), topics[config.stream(name).topic]) for name in streams]
 
 
 def settle_policy(
@@ -218,7 +218,7 @@ def open_parts(
         server.ping()
         require_input(config, stream, broker)
         admin, reader = broker.admin(), broker.reader()
-        admin.create([*output_topics(config), journal_spec(config, stream, broker)])
+        admin.create([*output_topics(config), *journal_topics(config, [stream], broker)])
         settle_policy(config, stream, broker, notice)
         bus = broker.bus(
             group=config.group(stream),

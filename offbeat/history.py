@@ -199,7 +199,7 @@ def topic_bounds(
             end = min(end, reader.offset_at(partition, until_ms))
         if since_ms is not None:
             first = min(max(first, reader.offset_at(partition, since_ms)), end)
-        found[number] = Bounds(first, end, bounds.topic_id, bounds.written_offset)
+        found[number] = Bounds(first, end, bounds.topic_id, end)
     return found
 
 

@@ -27,19 +27,21 @@ def create(
     config: ConfigFile = DEFAULT_CONFIG,
     json: Json = False,
 ) -> None:
-    """Make the topics that are missing: those that streams read, the alerts, the dead letters.
+    """Make the topics that are missing: streams' input and journals, control, alerts, dead letters.
 
-    Topics that exist stay as they are. Input topics keep records for ever, alerts and dead letters 30 days.
+    Topics that exist stay as they are. Alerts and dead letters are kept 30 days, all others for ever.
     """
     from offbeat import app
 
     loaded = load_config(config)
-    specs = [
-        *app.input_topics(loaded, streams or list(loaded.streams), partitions),
-        *app.output_topics(loaded),
-    ]
+    names = streams or list(loaded.streams)
+    specs = [*app.input_topics(loaded, names, partitions), *app.output_topics(loaded)]
     with app.open_bus(loaded.bus) as broker:
-        made = broker.admin().create(specs)
+        admin = broker.admin()
+        made = admin.create(specs)
+        journals = app.journal_topics(loaded, names, broker)
+        made += admin.create(journals)
+        specs += journals
     if json:
         print_json({"made": made, "there_already": [spec.name for spec in specs if spec.name not in made]})
         return
@@ -56,8 +58,13 @@ def list_topics(*, config: ConfigFile = DEFAULT_CONFIG, json: Json = False) -> N
     from offbeat import app
 
     loaded = load_config(config)
-    roles = {loaded.alerts_topic: "alerts", loaded.dead_letters_topic: "dead letters"}
+    roles = {
+        loaded.control_topic: "control",
+        loaded.alerts_topic: "alerts",
+        loaded.dead_letters_topic: "dead letters",
+    }
     for name, stream in loaded.streams.items():
+        roles[loaded.journal_topic(name)] = f"journal of {name}"
         roles[stream.topic] = ", ".join(filter(None, [roles.get(stream.topic), f"input of {name}"]))
     with app.open_bus(loaded.bus) as broker:
         topics = broker.admin().describe().topics

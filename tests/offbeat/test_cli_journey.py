@@ -187,11 +187,13 @@ def test_topics_are_made_once(installation: Installation) -> None:
     first = installation.json("topics", "create", "--partitions", "4")
     again = installation.json("topics", "create", "sensors", "--partitions", "8")
 
-    made = ["sensors", "offbeat.alerts", "offbeat.dead-letters"]
+    made = ["sensors", "offbeat.control", "offbeat.alerts", "offbeat.dead-letters", "offbeat.sensors.journal"]
     assert first == [{"made": made, "there_already": []}]
     assert again == [{"made": [], "there_already": made}]
     assert {topic["topic"]: topic["partitions"] for topic in installation.json("topics", "list")} == {
         "sensors": 4,
+        "offbeat.sensors.journal": 4,
+        "offbeat.control": 1,
         "offbeat.alerts": 1,
         "offbeat.dead-letters": 1,
     }

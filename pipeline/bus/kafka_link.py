@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -233,6 +234,8 @@ def enqueue(producer: Any, send: Send) -> Any:  # noqa: ANN401 - the client has 
         KafkaError: the client's own trouble.
     """
     try:
+        if send.partition is not None and send.partition not in producer.partitions_for(send.topic):
+            _look_again(producer)
         return producer.send(
             send.topic,
             key=send.key,
@@ -245,6 +248,15 @@ def enqueue(producer: Any, send: Send) -> Any:  # noqa: ANN401 - the client has 
         raise oversized(send) from error
     except ValueError as error:  # the client's answer to a partition that does not exist
         raise BusError(f"a record for {send.topic} cannot be written: {error}") from error
+
+
+def _look_again(producer: Any) -> None:  # noqa: ANN401 - the client has no types
+    """Have a producer ask for the cluster's topics now: a partition may have been added to one."""
+    asked = threading.Event()
+    future = producer._metadata.request_update()  # noqa: SLF001 - no public way
+    future.add_both(lambda *_: asked.set())
+    producer._sender.wakeup()  # noqa: SLF001 - no public way
+    asked.wait(REQUEST_TIMEOUT_MS / 1_000)
 
 
 def oversized(send: Send) -> BusError:

@@ -339,3 +339,72 @@ def test_closing_twice_is_closing_once(log: Log) -> None:
 
     broker.close()
     broker.close()
+
+
+def test_a_member_hears_how_many_partitions_its_topics_have(log: Log) -> None:
+    topic = log.topic(3)
+    member = log.member(group(), topic)
+
+    turn_until(lambda: (topic, 3) in member.turn().partitions, member)
+
+
+def test_a_topic_that_grows_keeps_what_it_has_and_takes_more(log: Log) -> None:
+    topic = log.topic(1)
+    log.write(topic, b"old")
+
+    log.admin.grow(topic, 3)
+    log.admin.grow(topic, 2)
+
+    assert sorted(log.reader.bounds(topic)) == [0, 1, 2]
+    log.write(topic, b"new", partition=2)
+    assert [row.value for row in log.contents(topic, 0) + log.contents(topic, 2)] == [b"old", b"new"]
+    with pytest.raises(NotFound, match="no-such-topic"):
+        log.admin.grow("no-such-topic", 2)
+
+
+# A worker's journal grows with its input.
+def test_a_commit_reaches_partitions_that_were_added_after_the_last(log: Log) -> None:
+    topic, journal = log.topic(1), log.topic(1)
+    log.write(topic, *numbered(2))
+    member = log.member(group(), topic).read(2)
+    at = TopicPartition(topic, 0)
+    member.bus.commit(member.token, {at: 1}, [Send(journal, None, b"first", partition=0)])
+
+    log.admin.grow(journal, 2)
+    member.turn()
+    member.bus.commit(member.token, {at: 2}, [Send(journal, None, b"second", partition=1)])
+
+    assert [row.value for row in log.contents(journal, 1)] == [b"second"]
+
+
+def test_partitions_that_are_added_are_assigned(log: Log) -> None:
+    topic = log.topic(1)
+    member = log.member(group(), topic).joined()
+
+    log.admin.grow(topic, 2)
+    log.write(topic, b"new", partition=1)
+    turn_until(lambda: TopicPartition(topic, 1) in member.rows, member)
+
+    assert [row.value for row in member.rows[TopicPartition(topic, 1)]] == [b"new"]
+    assert (topic, 2) in member.turn().partitions
+
+
+def test_what_is_new_is_read_without_waiting_for_it(log: Log) -> None:
+    topic = log.topic()
+    at = TopicPartition(topic, 0)
+    assert len(log.reader.read(at, 0, 10, 0.0)) == 0
+
+    log.write(topic, b"new")
+    wait_until(lambda: len(log.reader.read(at, 0, 10, 0.0)) == 1)
+
+
+def test_what_is_settled_is_all_that_was_written(log: Log) -> None:
+    topic, output = log.topic(), log.topic()
+    log.write(topic, *numbered(2))
+    member = log.member(group(), topic).read(2)
+    member.bus.commit(member.token, {TopicPartition(topic, 0): 2}, [Send(output, None, b"x")])
+
+    wait_until(lambda: log.reader.bounds(output)[0].end_offset >= 1)
+    bounds = log.reader.bounds(output)[0]
+
+    assert bounds.written_offset == bounds.end_offset

@@ -62,7 +62,8 @@ def reconcile(
         if each.id in published:
             known.add(each.id)
         elif each.alert == "anomaly":
-            state.rows["episode"][slot], state.rows["run"][slot] = IDLE, 0
+            row = state.rows[slot]
+            row["episode"], row["armed"], row["run"] = IDLE, 0, 0
             state.dirty[slot] = True
     for each in published.values():
         if each.id not in known:

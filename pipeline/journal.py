@@ -81,7 +81,7 @@ class Past:
     """What the journal says of one partition of one topic, up to a position.
 
     Attributes:
-        changes: what was in force, by rising offset.
+        changes: what was in force, by rising offset; where several share one, it came in this order.
         alerts: alert changes, by rising position.
         open: alerts that nobody has closed, by id, those of an earlier topic of the same name included.
         superseded: entries told of records at or beyond the position: the group was set back, or the topic
@@ -98,6 +98,15 @@ class Past:
     def at(self, offset: int) -> InForce | None:
         """What was in force for the record at ``offset``; None where this does not say."""
         return next((each for each in reversed(self.changes) if each.next_offset <= offset), None)
+
+    def due(self, before: InForce | None, offset: int) -> list[InForce]:
+        """What came into force after ``before``, one after the other, up to the record at ``offset``."""
+        found = [each for each in self.changes if each.next_offset <= offset]
+        if before is None:
+            return found[-1:]
+        found = [each for each in found if each.next_offset >= before.next_offset]
+        known = [number for number, each in enumerate(found) if each == before]
+        return found[known[-1] + 1 :] if known else found
 
     def boundary(self, offset: int) -> int | None:
         """The next offset above ``offset`` where something else came into force."""
@@ -125,7 +134,7 @@ def fold(entries: Iterable[Entry], topic_id: str, position: int) -> Past:
             if entry.topic_id != topic:
                 before = _open(past.alerts, before)
                 past.changes, past.alerts, topic = [], [], entry.topic_id
-            past.changes = [each for each in past.changes if each.next_offset < entry.next_offset]
+            past.changes = [each for each in past.changes if each.next_offset <= entry.next_offset]
             past.alerts = [each for each in past.alerts if each.through <= entry.next_offset]
             past.changes.append(entry)
         else:

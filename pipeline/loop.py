@@ -34,7 +34,7 @@ SNAPSHOT_NS = 15 * 60 * 1_000_000_000
 SNAPSHOT_S = 30.0
 """... and never sooner: a year that is read in a minute is worth two."""
 _BUS, _STORE, _MODEL = "waiting for the bus", "waiting for Redis", "waiting for a model"
-_SNAPSHOT = "waiting for the snapshots"
+_JOURNAL, _SNAPSHOT = "waiting for the journal", "waiting for the snapshots"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Status:
 
     Attributes:
         doing: ``starting``, ``waiting for a model``, ``reading again``, ``live``, ``waiting for Redis``,
-            ``waiting for the bus``, ``standing by`` or ``stopped``.
+            ``waiting for the bus``, ``waiting for the journal``, ``standing by`` or ``stopped``.
         message: the same as a sentence with numbers, and what to do where something is to be done.
         lag: records not yet read, over the owned partitions and those that wait to be taken over.
         bins: records by bin, over the owned partitions, since each was first read.
@@ -349,7 +349,7 @@ class Worker:
             owned.live = True  # its position is committed with what comes into force
         if self._say(changed):
             for owned in arriving:
-                owned.past, owned.imposed, owned.rebuilt_from, owned.anew = Past(), {}, None, False
+                owned.past, owned.imposed, owned.rebuilt_from, owned.anew = Past(), None, None, False
                 self._parts.bus.seek(owned.partition, owned.state.next_offset)
 
     def _change(self, owned: Owned) -> _Changed:
@@ -449,9 +449,10 @@ class Worker:
                 self._journaled_partitions = len(self._journal.end_offsets())
             try:
                 owned = self._takeover.take(assigned, now)
-            except StoreDown as error:
+            except (StoreDown, BusDown) as error:
                 self._retry_at = now + RETRY_S
-                self._tell(_STORE, f"{error}; {partition} is taken over when it answers")
+                doing = _STORE if isinstance(error, StoreDown) else _JOURNAL
+                self._tell(doing, f"{error}; {partition} is taken over when it answers")
                 return
             if owned.rereading:
                 self._parts.bus.seek(partition, owned.state.next_offset)
@@ -460,6 +461,7 @@ class Worker:
             del self._arriving[partition]
             self._looked_at = now - RETRY_S
         self._troubles.pop(_STORE, None)
+        self._troubles.pop(_JOURNAL, None)
 
     def _drop(self, partition: TopicPartition) -> None:
         self._owned.pop(partition, None)
@@ -514,8 +516,9 @@ class Worker:
     def _doing(self) -> tuple[str, str]:
         if _BUS in self._troubles:
             return _BUS, self._troubles[_BUS]
-        if _STORE in self._troubles and (self._owned or self._arriving):
-            return _STORE, self._troubles[_STORE]
+        for trouble in (_STORE, _JOURNAL):
+            if trouble in self._troubles and (self._owned or self._arriving):
+                return trouble, self._troubles[trouble]
         if not self._owned:
             return "standing by", "no partition is assigned to this worker yet"
         owned = list(self._owned.values())

@@ -28,7 +28,7 @@ class Owned:
         state: everything up to ``state.next_offset``.
         detector, scorer: of the policy and the bundle in force there.
         past: what the journal says of the records below ``live_from``.
-        imposed: the alert changes among them that the state does not hold yet.
+        imposed: the alert changes among them that the state does not hold yet; None where it judges itself.
         live_from: records below it were committed by an earlier owner: they are read again in silence.
         stored_offset: what the store holds, None when nothing.
         tried_offset, tried_at: where and when a write was last tried, on the loop's clock.
@@ -44,7 +44,7 @@ class Owned:
     detector: Detector
     scorer: Scorer | None
     past: Past
-    imposed: Imposed
+    imposed: Imposed | None
     live_from: int
     stored_offset: int | None
     tried_offset: int
@@ -161,7 +161,8 @@ class Takeover:
             stored_offset, state.next_offset, now, state.clock_ns, now,
         )  # fmt: skip
         if state.in_force is not None:
-            self.bring(owned, past.at(state.next_offset) or state.in_force)
+            for change in past.due(state.in_force, state.next_offset) or [state.in_force]:
+                self.bring(owned, change)
         return owned
 
     def reread(self, owned: Owned, batch: RecordBatch) -> None:
@@ -175,9 +176,8 @@ class Takeover:
 
     def settle(self, owned: Owned) -> None:
         """Bring into force what the journal says for the next record."""
-        due = owned.past.at(owned.state.next_offset)
-        if due is not None and due != owned.state.in_force:
-            self.bring(owned, due)
+        for change in owned.past.due(owned.state.in_force, owned.state.next_offset):
+            self.bring(owned, change)
 
     def bring(self, owned: Owned, change: InForce) -> Outputs:
         """Bring something into force at the state's offset."""
@@ -280,13 +280,15 @@ class Takeover:
         policy_sha = self._policy() if begin is None else begin.policy_sha
         detector = self.shelf.detector(policy_sha)
         state = detector.fresh(assigned.topic_id, first)
+        exact = _whole(past, first) or (first == live_from and not past.changes)
+        # Episodes of a state that lacks what came before are its own: nothing can be imposed on them.
+        imposed = past.imposed(first) if exact else None
         owned = Owned(
-            claim, state, detector, None, past, past.imposed(first), live_from, None, first, now,
-            state.clock_ns, now, anew=True,
+            claim, state, detector, None, past, imposed, live_from, None, first, now,
+            state.clock_ns, now, rebuilt_from=None if exact else first, anew=True,
         )  # fmt: skip
         if first < live_from:
             self.notice(f"{partition}: no stored state; reading {live_from - first} records again in silence")
-            owned.rebuilt_from = None if _whole(past, first) else first
         if begin is not None:
             self.bring(owned, begin)
         elif (bundle_sha := self.control.view.champions.get(self.stream)) is not None:

@@ -291,7 +291,8 @@ class Plant:
         self.desk.apply()
         if champion is not None:
             self.desk.promote(champion)
-        self._admin, self._producer, self._reader = broker.admin(), broker.producer(), broker.reader()
+        self._admin, self._reader = broker.admin(), broker.reader()
+        self.new_producer()
         self._closing = ExitStack()
         self._peeking = self.new_store()
         self.sent = 0
@@ -303,6 +304,10 @@ class Plant:
 
     def close(self) -> None:
         self._closing.close()
+
+    def new_producer(self) -> None:
+        """One that knows no topic yet."""
+        self._producer = self.broker.producer()
 
     def produce(self, *values: float | bytes, series: str = "a", partition: int = 0) -> None:
         """One stored batch, a record a second; bytes are sent as they are."""

@@ -18,7 +18,8 @@ from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata
 
 from pipeline.bus.kafka import KafkaBroker
 from pipeline.bus.kafka_group import KafkaBus
-from pipeline.errors import BusError, NotFound, Refused
+from pipeline.errors import BusDown, BusError, NotFound, Refused
+from pipeline.journal import JournalLog
 from pipeline.records import Polled, Send, Token, TopicPartition
 
 pytestmark = pytest.mark.kafka
@@ -374,6 +375,22 @@ def test_records_of_a_pending_transaction_are_not_read(log: Log, kafka_bootstrap
 
     pending.end(commit=True)
     assert member.read(2).values(topic) == [b"before", b"pending"]
+
+
+# The markers that end a transaction reach its partitions one after the other: positions may show it before
+# the journal does, and a new owner that read the journal then would miss what it says.
+def test_a_journal_with_a_pending_transaction_is_waited_for(log: Log, kafka_bootstrap: str) -> None:
+    topic = log.topic()
+    pending = Pending(kafka_bootstrap).writes(topic, b"an entry")
+    bounds = log.reader.bounds(topic)[0]
+    assert (bounds.end_offset, bounds.written_offset) == (0, 1)
+
+    with pytest.raises(BusDown, match="not settled yet"):
+        JournalLog(log.reader, topic).entries(0)
+
+    pending.end(commit=False)
+    wait_until(lambda: log.reader.bounds(topic)[0].end_offset == 2)
+    assert JournalLog(log.reader, topic).entries(0) == ([], 2)
 
 
 # The start of a slot's next process ends what the last one left open, long before its time-out.

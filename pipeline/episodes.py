@@ -86,10 +86,6 @@ def impose(
         row.revision = 1
         row.above_ns = time_ns if row.above_ns == NEVER else row.above_ns
     elif change == RESOLVED:
-        if row.episode != FIRING:  # it fired before anything that is known here
-            row.start_ns = start_ns
-            row.peak = score
-            row.revision = 1
         row.quiet_until_ns = time_ns + policy.refractory_ns
         row.revision += 1
         _rest(row, score >= 1.0)

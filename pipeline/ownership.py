@@ -315,11 +315,9 @@ def _made_again(assigned: Assigned, stored: _Restored | None, entries: Iterable[
 
 def _whole(past: Past, first: int) -> bool:
     """Whether a state made from records of ``first`` on is the one that owners had from their beginning."""
-    if not past.changes:
+    if not past.changes or past.changes[0].next_offset != first:
         return False
-    begun, *later = past.changes
-    from_offset = begun.next_offset if begun.rebuilt_from is None else begun.rebuilt_from
-    return from_offset == first and all(each.rebuilt_from is None for each in later)
+    return all(each.rebuilt_from is None for each in past.changes)
 
 
 def checkpoint(store: StateStore, owned: Owned, now: float) -> PutResult:

@@ -41,7 +41,9 @@ def adopt(
         anew.letters_second, anew.letters_count = state.letters_second, state.letters_count
         anew.in_force, anew.journal_offset = state.in_force, state.journal_offset
         state = anew
-    elif before is not None and before.partitions != change.partitions:
+    elif before is not None and before.policy_sha != change.policy_sha:
+        state.look_at_all()
+    if before is not None and before.partitions != change.partitions:
         hashes = state.rows["key_hash"].tolist()
         moved = [slot for slot, key in enumerate(hashes) if state.belongs_elsewhere(key, partition.partition)]
         endings.end(moved, "moved")

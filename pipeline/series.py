@@ -314,6 +314,13 @@ class PartitionState:
             self.rows["rows"] = 0.0
             self.dirty |= self.rows["live"] == 1
 
+    def look_at_all(self) -> None:
+        """Have the next sweep look at every series: the durations that it goes by are others now."""
+        live = self.rows["live"] == 1
+        self.rows["due_ns"][live] = NEVER
+        self.dirty |= live
+        self.sweep_ns = NEVER
+
     def drop(self, slots: Sequence[int]) -> None:
         """End series before their time; records that wait in their open cells never fill a window."""
         waiting = int((self.series.cells["readings"][slots] > 0).sum())

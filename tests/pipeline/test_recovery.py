@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from working import AT, NORMAL, ODD, START_S, STREAM, TOPIC, Plant, assert_exactly_once, plant_at
+from working import AT, NORMAL, ODD, START_S, STREAM, TOPIC, Plant, assert_exactly_once, plant_at, settings
 
 import pipeline.ownership
 from pipeline.journal import InForce
@@ -252,3 +252,37 @@ def test_a_change_of_model_while_the_store_is_down_is_known_to_the_next_owner(pl
     assert [alert.bundle for alert in plant.alerts()] == ["bundle-2"] * 3
     assert plant.committed() == 6
     assert STREAM in plant.config.streams
+
+
+# Policies
+
+
+def test_durations_of_a_new_policy_hold_for_series_that_are_quiet_already(plant: Plant) -> None:
+    plant.produce(NORMAL, NORMAL, series="quiet")
+    running = plant.worker().read_all()
+    events = {"features": ["x"], "silent_after": "60s"}
+    plant.desk.apply(settings(events=events))
+    plant.sent += 100
+
+    running.later(1)
+    plant.produce(NORMAL, series="other")
+    running.turn()
+
+    assert ended(plant) == [("quiet", 1, "firing", "no events")]
+    assert any("policy" in one and "from offset 2 on" in one for one in running.notices)
+
+
+def test_a_row_made_otherwise_begins_every_series_anew(plant: Plant) -> None:
+    plant.produce(NORMAL, NORMAL, ODD)
+    running = plant.worker().read_all()
+    features = {"x": {"transform": "log"}}
+    plant.desk.apply(settings(events={"features": features}))
+
+    running.later(1)
+    plant.produce(NORMAL, NORMAL)
+    running.turn()
+
+    assert ended(plant)[1:] == [("a", 2, "resolved", "policy changed")]
+    assert running.bins == {"warming": 2, "scored": 3}
+    running.later(5).leave()
+    assert plant.worker().turn(3).bins == {"warming": 2, "scored": 3}

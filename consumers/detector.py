@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.loop import Parts, Status, Worker
+from pipeline.loop import Parts, Worker
+from pipeline.status import Status
 
 STATUS_S = 2.0
 

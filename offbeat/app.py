@@ -17,9 +17,10 @@ from pipeline.records import TopicSpec
 
 if TYPE_CHECKING:  # these pull in torch, numba or redis, which most commands do not need
     from models import ModelSpec, Registry
-    from pipeline.loop import Parts, Processed
+    from pipeline.loop import Parts
     from pipeline.ports import Broker, Scorer
     from pipeline.state.server import StateServer
+    from pipeline.status import Processed
 
 DAY_MS = 24 * 3600 * 1000
 ALERTS_RETENTION_MS = 30 * DAY_MS

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from pipeline.alerts import Transition
-from pipeline.errors import BusDown, OffbeatError
+from pipeline.errors import BusDown, NotFound, OffbeatError
 from pipeline.ports import Reader
 from pipeline.reading import stretch
 from pipeline.records import RecordBatch, Send, TopicPartition
@@ -177,7 +177,9 @@ class JournalLog:
             OffbeatError: an entry was written by a newer version.
         """
         at = TopicPartition(self.topic, partition)
-        bounds = self._reader.bounds(self.topic)[partition]
+        bounds = self._reader.bounds(self.topic).get(partition)
+        if bounds is None:
+            raise NotFound(f"the journal {self.topic!r} has no partition {partition} yet")
         if bounds.end_offset < bounds.written_offset:
             raise BusDown(f"{at}: the commit of an earlier owner is not settled yet; it takes 10 s at most")
         found = [

@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pipeline.errors import ConfigError
-from pipeline.loop import Status
+from pipeline.status import Status
 
 METRICS = {
     # Gauges, all of them: they follow the partitions that a worker owns, and those come and go.

@@ -200,14 +200,19 @@ class Takeover:
         header = Header.of(rows) if rows is not None else None
         if rows is None or header is None:
             return None
-        policy_sha = header.in_force.policy_sha if header.in_force else self._policy()
+        policy_sha = header.in_force.policy_sha if header.in_force else self.policy()
         if not self.shelf.knows(policy_sha):
             return None
         detector = self.shelf.detector(policy_sha)
         state = PartitionState.unpack(detector.layout, rows)
         return None if state is None else _Restored(state, detector)
 
-    def _policy(self) -> str:
+    def policy(self) -> str:
+        """The policy that the control topic has for the stream.
+
+        Raises:
+            OffbeatError: it has none.
+        """
         policy_sha = self.control.view.policies.get(self.stream)
         if policy_sha is None:
             raise OffbeatError(
@@ -277,7 +282,7 @@ class Takeover:
         partition, past = assigned.partition, self._past(assigned, live_from, 0)
         first = max(assigned.first_offset, live_from - REBUILD_RECORDS)
         begin = past.at(first) or (past.changes[0] if past.changes else None)
-        policy_sha = self._policy() if begin is None else begin.policy_sha
+        policy_sha = self.policy() if begin is None else begin.policy_sha
         detector = self.shelf.detector(policy_sha)
         state = detector.fresh(assigned.topic_id, first)
         exact = _whole(past, first) or (first == live_from and not past.changes)

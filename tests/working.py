@@ -25,7 +25,7 @@ from pipeline.control import Champion, ControlLog, Policy, policy_sha, send, set
 from pipeline.detect import Detector
 from pipeline.errors import NotFound, OffbeatError, StoreDown
 from pipeline.journal import Entry, JournalLog
-from pipeline.loop import Parts, Processed, Status, Worker
+from pipeline.loop import Parts, Worker
 from pipeline.ports import Broker, Bus, PutResult, Scorer, StateStore
 from pipeline.records import (
     Assigned,
@@ -41,6 +41,7 @@ from pipeline.records import (
 from pipeline.series import PartitionState
 from pipeline.state.redis import RedisStore
 from pipeline.state.snapshots import FolderSnapshots
+from pipeline.status import Processed, Status
 from pipeline.testing import FakeScorer
 
 STREAM, TOPIC = "pumps", "readings"

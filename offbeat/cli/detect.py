@@ -29,7 +29,7 @@ from pipeline.errors import BusDown, StoreDown
 
 if TYPE_CHECKING:
     from pipeline.config import Config
-    from pipeline.loop import Processed, Status
+    from pipeline.status import Processed, Status
 
 STATUS_S = 5.0
 MOST_RETRY_S = 10.0
@@ -183,7 +183,7 @@ def _work(
 
 def _serve_metrics(opened: ExitStack, name: str, teller: _Teller, port: int) -> None:
     from pipeline import metrics
-    from pipeline.loop import Status
+    from pipeline.status import Status
 
     nothing = Status("starting", "starting")
     server = metrics.serve(metrics.StatusCollector(name, lambda: teller.status or nothing), port)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.alerts import Alert
-from pipeline.loop import Processed, Status
+from pipeline.status import Processed, Status
 from producers.host import Feature, Reading
 from producers.pacing import Progress
 

@@ -10,7 +10,8 @@ from working import NORMAL, ODD, Plant, Running, assert_exactly_once, plant_at
 
 from consumers import detector
 from pipeline.errors import BusDown, BusError
-from pipeline.loop import Parts, Status
+from pipeline.loop import Parts
+from pipeline.status import Status
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from consumers import detector
 from offbeat import app
 from pipeline import config
-from pipeline.loop import Processed
+from pipeline.status import Processed
 
 FASTER = 20
 """The worker's clock runs so much faster, so that a short life sees several checkpoints."""

@@ -1,0 +1,141 @@
+"""What a worker says of itself: its status, its troubles, and how far a stream is from having a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pipeline.accounting import Bin
+from pipeline.config import TRAINING_WINDOWS
+from pipeline.detect import Outputs
+from pipeline.ownership import Owned
+from pipeline.records import Assigned, TopicPartition
+
+BUS, STORE, JOURNAL = "waiting for the bus", "waiting for Redis", "waiting for the journal"
+MODEL, SNAPSHOTS = "waiting for a model", "waiting for the snapshots"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a worker is doing, for people and metrics.
+
+    Attributes:
+        doing: ``starting``, ``waiting for a model``, ``reading again``, ``live``, ``waiting for Redis``,
+            ``waiting for the bus``, ``waiting for the journal``, ``standing by`` or ``stopped``.
+        message: the same as a sentence with numbers, and what to do where something is to be done.
+        lag: records not yet read, over the owned partitions and those that wait to be taken over.
+        bins: records by bin, over the owned partitions, since each was first read.
+        gap_filled, frozen: see :class:`pipeline.accounting.Counters`.
+        alerts, dead_letters: committed by this worker.
+    """
+
+    doing: str
+    message: str
+    partitions: tuple[int, ...] = ()
+    lag: int = 0
+    bins: Mapping[str, int] = field(default_factory=dict)
+    gap_filled: int = 0
+    frozen: int = 0
+    series: int = 0
+    bundle_id: str | None = None
+    alerts: int = 0
+    dead_letters: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Processed:
+    """One batch's outputs, after their commit; ``names`` gives a slot its series."""
+
+    partition: TopicPartition
+    outputs: Outputs
+    names: list[str | None]
+
+
+class Report:
+    """What there is to say; one thread uses it."""
+
+    def __init__(self, stream: str, clock: Callable[[], float], notice: Callable[[str], None]) -> None:
+        self._stream, self._clock, self._notice = stream, clock, notice
+        self._troubles: dict[str, str] = {}
+        self._alerts = self._dead_letters = 0
+        self._first_waiting: tuple[float, int] | None = None
+
+    def notice(self, message: str) -> None:
+        """Tell something that a person should know."""
+        self._notice(message)
+
+    def trouble(self, doing: str, message: str) -> None:
+        """A trouble is told once, when it begins; the status has its last message."""
+        if doing not in self._troubles:
+            self._notice(message)
+        self._troubles[doing] = message
+
+    def mended(self, doing: str) -> None:
+        """It is over."""
+        self._troubles.pop(doing, None)
+
+    def published(self, processed: Iterable[Processed]) -> None:
+        """Count what was committed."""
+        for one in processed:
+            self._alerts += len(one.outputs.alerts)
+            self._dead_letters += len(one.outputs.dead_letters)
+
+    def status(
+        self,
+        owned: Mapping[TopicPartition, Owned],
+        arriving: Mapping[TopicPartition, Assigned],
+        ends: Mapping[TopicPartition, int],
+    ) -> Status:
+        """What a worker is doing that owns these partitions, waits for those, and knows where they end."""
+        doing, message = self._doing(list(owned.values()), waiting=bool(arriving))
+        states = [each.state for each in owned.values()]
+        bins = {one.name.lower(): sum(int(state.counters.bins[one]) for state in states) for one in Bin}
+        left = [ends.get(partition, 0) - each.state.next_offset for partition, each in owned.items()]
+        left += [
+            each.end_offset - max(each.committed_offset or 0, each.first_offset) for each in arriving.values()
+        ]
+        return Status(
+            doing=doing,
+            message=message,
+            partitions=tuple(sorted(partition.partition for partition in owned)),
+            lag=sum(max(records, 0) for records in left),
+            bins=bins,
+            gap_filled=sum(state.counters.gap_filled for state in states),
+            frozen=sum(state.counters.frozen for state in states),
+            series=sum(state.live for state in states),
+            bundle_id=next((state.bundle_id for state in states), None),
+            alerts=self._alerts,
+            dead_letters=self._dead_letters,
+        )
+
+    def _doing(self, owned: list[Owned], *, waiting: bool) -> tuple[str, str]:
+        if BUS in self._troubles:
+            return BUS, self._troubles[BUS]
+        for trouble in (STORE, JOURNAL):
+            if trouble in self._troubles and (owned or waiting):
+                return trouble, self._troubles[trouble]
+        if not owned:
+            return "standing by", "no partition is assigned to this worker yet"
+        if left := sum(max(one.live_from - one.state.next_offset, 0) for one in owned):
+            return "reading again", f"{left} records to read again before going live"
+        if all(one.scorer is None for one in owned):
+            return MODEL, self._troubles.get(MODEL) or self._model_needs(owned)
+        return "live", self._troubles.get(MODEL, "scoring")
+
+    def _model_needs(self, owned: list[Owned]) -> str:
+        """How far the stream is from being trained, and about how long it takes at the present rate."""
+        need = TRAINING_WINDOWS * owned[0].detector.stream.model.window
+        series = max(sum(one.state.live for one in owned), 1)
+        have = sum(int(one.state.counters.bins[Bin.WAITING_MODEL]) for one in owned) // series
+        now = self._clock()
+        if self._first_waiting is None:
+            self._first_waiting = (now, have)
+        if have >= need:
+            return f"{have} of {need} rows a series; train it: offbeat train {self._stream}"
+        since, first = self._first_waiting
+        left = (
+            f"about {(need - have) * (now - since) / (have - first):.0f} s left"
+            if have > first
+            else "no rate yet"
+        )
+        return f"waiting for a model: {have} of {need} rows a series, {left}"

@@ -92,14 +92,23 @@ def apply(
             changed.append(name)
             if not json:
                 typer.echo(difference(name, view.settings[before] if before else None, settings))
-        if changed and not yes and not json:
-            typer.confirm(f"Put {counted(len(changed), 'stream')} in force?", abort=True)
+        if changed and not (yes or json or _agreed(len(changed))):
+            typer.echo("nothing was changed; --yes does not ask", err=True)
+            raise typer.Exit(1)
         for name in changed:
             sha = control.apply(name, why)
             if json:
                 print_json({"stream": name, "policy": sha, "before": view.policies.get(name)})
             else:
                 typer.echo(f"{name}: policy {sha[:12]} is in force")
+
+
+def _agreed(streams: int) -> bool:
+    """Whether a person says yes; no answer is none."""
+    try:
+        return typer.confirm(f"Put {counted(streams, 'stream')} in force?")
+    except typer.Abort:
+        return False
 
 
 def add_to(cli: typer.Typer) -> None:

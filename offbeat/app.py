@@ -16,6 +16,7 @@ from pipeline.errors import BundleError, ConfigError, NotFound
 from pipeline.records import TopicSpec
 
 if TYPE_CHECKING:  # these pull in torch, numba or redis, which most commands do not need
+    from consumers.replayer import Parts as ReplayParts
     from models import ModelSpec, Registry
     from pipeline.loop import Parts
     from pipeline.ports import Broker, Scorer
@@ -232,3 +233,29 @@ def open_parts(
             config, stream, bus, reader, admin, store, snapshots, models,
             observe=observe, notice=notice, wait=wait,
         )  # fmt: skip
+
+
+@contextmanager
+def open_replay(config: Config, stream: str) -> Iterator[ReplayParts]:
+    """All that a replay of a stream is made of: the bus, to read from, the snapshots and the models.
+
+    Raises:
+        NotFound: the input topic does not exist, or nobody ever watched the stream.
+        OffbeatError: what else :func:`open_bus` raises.
+    """
+    from consumers.replayer import Parts
+    from pipeline.state.snapshots import FolderSnapshots
+
+    with open_bus(config.bus) as broker:
+        require_input(config, stream, broker)
+        if (
+            not {config.control_topic, config.journal_topic(stream)}
+            <= broker.admin().describe().topics.keys()
+        ):
+            raise NotFound(
+                f"stream {stream!r} was never watched: there is no journal of what was in force for its "
+                f"records; let a worker read them first (`offbeat detect {stream}`)"
+            )
+        snapshots = FolderSnapshots(config.snapshots, namespace=config.namespace, stream=stream)
+        models = StreamModels(config, stream)
+        yield Parts(config, stream, broker.reader(), broker.admin(), snapshots, models)

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from offbeat.cli import alerts, config, demo, detect, doctor, produce, run, thresholds, topics, train
+from offbeat.cli import (
+    alerts,
+    config,
+    demo,
+    detect,
+    doctor,
+    produce,
+    replay,
+    run,
+    thresholds,
+    topics,
+    train,
+)
 from offbeat.cli.errors import Front
 
 __all__ = ["cli", "main"]
@@ -43,7 +55,7 @@ def _front(
     del debug, version  # the group reads the one, a callback has answered the other
 
 
-for module in (demo, produce, train, detect, run, alerts, thresholds, topics, config, doctor):
+for module in (demo, produce, train, detect, run, alerts, replay, thresholds, topics, config, doctor):
     module.add_to(cli)
 
 

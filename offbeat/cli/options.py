@@ -63,6 +63,6 @@ def parsed_time(text: str, option: str) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
-    """One JSON value on one line."""
-    typer.echo(json.dumps(value, ensure_ascii=False, default=str))
+def print_json(value: Any, *, err: bool = False) -> None:  # noqa: ANN401 - any JSON value
+    """One JSON value on one line, of standard output or of standard error."""
+    typer.echo(json.dumps(value, ensure_ascii=False, default=str), err=err)

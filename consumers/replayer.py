@@ -433,13 +433,13 @@ def _of_live(replay: Replay) -> dict[tuple[str, int], tuple[Transition, bool]]:
 def _changes(live: Alert, replayed: Alert) -> str:
     """What of an alert is not the same, in words; its evidence is not looked at."""
     said = []
-    for name in ("score", "peak_score", "error", "threshold"):
-        was, now = getattr(live, name), getattr(replayed, name)
-        if not (was is now if was is None or now is None else isclose(was, now, rel_tol=SAME)):
-            said.append(f"{name} {now}, live {was}")
     for name in ("state", "reason", "series", "labels", "started_at", "at", "bundle", "source"):
         was, now = getattr(live, name), getattr(replayed, name)
         if was != now:
+            said.append(f"{name} {now}, live {was}")
+    for name in ("score", "peak_score", "error", "threshold"):
+        was, now = getattr(live, name), getattr(replayed, name)
+        if not (was is now if was is None or now is None else isclose(was, now, rel_tol=SAME)):
             said.append(f"{name} {now}, live {was}")
     return "; ".join(said)
 

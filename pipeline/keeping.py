@@ -56,10 +56,8 @@ class Keeper:
         if after is None or after.same(before):
             return
         self._note_journal([owned])
+        owned.stored_offset = None  # what is stored may be of this offset, and is not this state
         try:
-            # A second write at one offset counts as a lost reply, unless it comes with a new claim.
-            owned.claim = self.store.claim(owned.partition)
-            owned.stored_offset = None
             checkpoint(self.store, owned, self.clock())
         except StoreDown as error:
             self.report.trouble(STORE, f"{error}; detection goes on, checkpoints wait")

@@ -192,7 +192,10 @@ class Takeover:
                     "rows only fill windows"
                 )
                 owned.anew, owned.rebuilt_from = True, owned.state.next_offset
-        owned.state, outputs = adopt(owned.detector, owned.state, owned.partition, change, owned.scorer)
+        before = owned.state
+        owned.state, outputs = adopt(owned.detector, before, owned.partition, change, owned.scorer)
+        if owned.state is not before:
+            owned.stored_offset = None  # rows of another layout: no delta fits on them
         return outputs
 
     def _restored(self, rows: PackedRows | None) -> _Restored | None:
@@ -334,6 +337,9 @@ def checkpoint(store: StateStore, owned: Owned, now: float) -> PutResult:
     state = owned.state
     whole = owned.stored_offset is None
     owned.tried_offset, owned.tried_at = state.next_offset, now
+    if whole:
+        # A second write at one offset counts as a lost reply, unless it comes with a new claim.
+        owned.claim = store.claim(owned.partition)
     while True:
         result = store.put(
             owned.claim, owned.stored_offset or 0, state.next_offset, state.pack(whole=whole), whole=whole

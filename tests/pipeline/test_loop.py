@@ -217,7 +217,7 @@ def test_a_claim_in_passing_does_not_keep_the_owner_from_storing(plant: Plant) -
     running.later(5)
 
     assert running.store.puts[1:] == [(0, 3, False, STALE_EPOCH), (0, 3, True, OK)]
-    assert running.store.claims == [0, 0]
+    assert running.store.claims == [0, 0, 0]
     assert_stored_as_read(plant)
 
 
@@ -560,7 +560,7 @@ def test_a_change_of_model_is_stored_though_nothing_comes(plant: Plant) -> None:
 
     running.later(1)
 
-    assert running.store.claims == [0, 0]
+    assert running.store.claims == [0, 0, 0]
     assert running.store.puts[1:] == [(0, 2, True, OK)]
     assert bundle_stored(plant) == "bundle-2"
 

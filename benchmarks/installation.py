@@ -9,7 +9,6 @@ import numpy as np
 
 from models import Registry, SeriesRows, train
 from offbeat.app import input_topics, model_spec, open_bus
-from offbeat.controls import Control, who
 from pipeline.config import Config
 from producers.synthetic import Synthetic, SyntheticOptions, produce
 
@@ -86,7 +85,7 @@ def fill(config: Config, readings: Readings) -> None:
 
 
 def teach(config: Config) -> None:
-    """Train a bundle of few steps for each stream, as large as any, and make it the champion."""
+    """Train a bundle of few steps for each stream, as large as any."""
     rows = _history()
     for name, models in SCOPES.items():
         bundle = train(
@@ -96,9 +95,13 @@ def teach(config: Config) -> None:
             created_at="2026-01-01T00:00:00Z",
             max_series_models=models,
         )
-        bundle_id = Registry(config.registry).save(name, bundle)
-        with open_bus(config.bus) as broker:
-            Control(config, broker, who("make bench")).promote(name, bundle_id, "to be measured")
+        Registry(config.registry).save(name, bundle)
+
+
+def bundle_id(config: Config, stream: str) -> str:
+    """The one bundle that a stream has."""
+    [found] = Registry(config.registry).bundles(stream)
+    return found
 
 
 def _history() -> dict[str, SeriesRows]:

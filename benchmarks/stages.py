@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from installation import SERIES, WINDOW, topic
+from installation import SERIES, WINDOW, bundle_id, topic
 
 from offbeat.app import StreamModels, open_bus, open_parts
 from offbeat.controls import Control, who
@@ -78,14 +78,14 @@ def windows(config: Config, stream: str, records: int) -> Iterator[int]:
 
 def detect(config: Config, stream: str, records: int) -> Iterator[int]:
     """And reconstruct every window: the whole detect step."""
-    with open_bus(config.bus) as broker:
-        bundle_id = Control(config, broker, who("make bench")).view().champions[stream]
-    scorer = StreamModels(config, stream).scorer(bundle_id, config.stream(stream))
+    scorer = StreamModels(config, stream).scorer(bundle_id(config, stream), config.stream(stream))
     yield from _detect(config, stream, records, scorer)
 
 
 def whole(config: Config, stream: str, records: int) -> Iterator[int]:
     """And commit alerts and positions, and checkpoint the state: a worker, to its orderly end."""
+    with open_bus(config.bus) as broker:
+        Control(config, broker, who("make bench")).promote(stream, bundle_id(config, stream), "measured")
     with open_parts(config, stream, slot=0, notice=print) as parts:
         worker = Worker(parts)
         done, deadline = 0, time.monotonic() + _QUIET_S

@@ -166,7 +166,7 @@ class Replay:
 
     def _piece(self, batch: RecordBatch, most: int) -> RecordBatch:
         """The first records of a batch, up to where something else holds."""
-        at, cuts = self.state.next_offset, [self.first_offset, self.imposed_to, self.live_to]
+        at, cuts = self.state.next_offset, [self.first_offset, self.live_to]
         boundary = self.past.boundary(at)
         if boundary is not None:
             cuts.append(boundary)

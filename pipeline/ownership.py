@@ -77,7 +77,15 @@ class Shelf:
         self._scorers: dict[tuple[str, str], Scorer] = {}
 
     def knows(self, policy_sha: str) -> bool:
-        """Whether the control topic has this policy."""
+        """Whether the control topic has this policy; one decided since it was read is looked up.
+
+        An owner that does not know yet that it is one no more meets what its successor brought into force.
+
+        Raises:
+            BusDown: the bus cannot be reached.
+        """
+        if policy_sha not in self._control.view.settings:
+            self._control.refresh()
         return policy_sha in self._control.view.settings
 
     def detector(self, policy_sha: str) -> Detector:

@@ -273,6 +273,16 @@ def test_a_group_that_is_new_begins_where_the_stream_says(case: Case, start: str
     assert_rebuilt(owned, first=10, live_from=live_from)
 
 
+def test_a_policy_decided_since_the_control_topic_was_read_is_looked_up(case: Case) -> None:
+    control = ControlLog(case.broker.reader(), case.config.control_topic)
+    control.refresh()
+    shelf = Shelf("test", STREAM, control, case.desk.shelf)
+
+    later = case.desk.apply(settings(alerts={"recovery": 2}))
+
+    assert shelf.detector(later).stream.alerts.recovery == 2
+
+
 def test_few_scorers_are_kept_and_none_is_loaded_twice(case: Case) -> None:
     loads: list[str] = []
 

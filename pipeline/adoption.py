@@ -47,7 +47,11 @@ def adopt(
         hashes = state.rows["key_hash"].tolist()
         moved = [slot for slot, key in enumerate(hashes) if state.belongs_elsewhere(key, partition.partition)]
         endings.end(moved, "moved")
-    if scorer is not None and change.bundle_sha is not None:
+        state.rows["moved"] = 0  # what had come from elsewhere may belong here now
+        state.look_at_all()
+    if change.bundle_sha is None:
+        state.bundle_id = None
+    elif scorer is not None:
         state.adopt(scorer, change.bundle_sha)
     return state, endings.outputs
 
@@ -106,9 +110,9 @@ class _Endings:
                     alert=kind,
                     state="firing",
                     series=name or "",
-                    labels=dict(zip(detector.stream.events.labels, state.labels[slot], strict=False)),
+                    labels=dict(zip(state.layout.labels, state.labels[slot], strict=False)),
                     started_ns=start_ns,
-                    at_ns=int(row["last_ns"]),
+                    at_ns=max(int(row["last_ns"]), start_ns),
                     offset=int(row["offset"]),
                     judged=False,
                 )

@@ -104,6 +104,7 @@ class Layout:
         cells: K, open cells a row can hold; 0 without a grid.
         held: H, readings of a cell that are remembered to know duplicates.
         rows_sha: what a row means, :attr:`pipeline.config.Stream.rows_sha`.
+        labels: what the labels of a series are called, which ``rows_sha`` knows, too.
     """
 
     window_rows: int
@@ -111,6 +112,7 @@ class Layout:
     cells: int
     held: int
     rows_sha: str
+    labels: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def name(self) -> str:
@@ -147,7 +149,7 @@ class Layout:
         features = len(events.features)
         cells = 0 if events.every is None else int(np.ceil(events.late_s / events.every)) + 2
         held = _HELD_READINGS if events.kind == "wide" else min(4 * features, 256)
-        return cls(stream.model.window, features, cells, held, stream.rows_sha)
+        return cls(stream.model.window, features, cells, held, stream.rows_sha, events.labels)
 
 
 def _record(fields: list[tuple[str, str]]) -> np.dtype[np.void]:

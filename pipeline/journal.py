@@ -20,7 +20,8 @@ from pipeline.reading import stretch
 from pipeline.records import RecordBatch, Send, TopicPartition
 
 SCHEMA_VERSION = 1
-_CHANGES_A_RECORD = 1_000
+_RECORD_BYTES = 256 << 10
+"""Of one record, about: a broker takes no more than 1 MiB unless it is told otherwise."""
 
 
 class InForce(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="in_force"):
@@ -72,8 +73,16 @@ def sends(topic: str, partition: int, entries: Iterable[Entry]) -> list[Send]:
 
 def transitions(through: int, changes: Sequence[Transition]) -> Iterator[Transitions]:
     """The entries of one commit's changes, in records of bounded size."""
-    for first in range(0, len(changes), _CHANGES_A_RECORD):
-        yield Transitions(through=through, changes=list(changes[first : first + _CHANGES_A_RECORD]))
+    together, size = list[Transition](), 0
+    for change in changes:
+        more = len(msgspec.json.encode(change))
+        if together and size + more > _RECORD_BYTES:
+            yield Transitions(through=through, changes=together)
+            together, size = [], 0
+        together.append(change)
+        size += more
+    if together:
+        yield Transitions(through=through, changes=together)
 
 
 @dataclass(slots=True, eq=False)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import uuid
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,24 @@ def test_a_model_that_is_gone_is_told(copied: Installation, tmp_path: Path) -> N
     assert "Traceback" not in done.output
     assert done.stderr.startswith("error: ")
     assert str(tmp_path / "models") in done.stderr
+
+
+# Offsets have holes there, commits have markers, and a journal is settled a moment after its commit.
+def test_a_replay_from_kafka_alerts_as_live_work_did(
+    installation: Installation, kafka_bootstrap: str
+) -> None:
+    topic = f"sensors-{uuid.uuid4().hex}"
+    stream = STREAM.replace("topic: sensors", f"topic: {topic}").replace("k: 8", "k: 3")
+    installation.configure(stream, bus=f"kafka://{kafka_bootstrap}", namespace=f"n{uuid.uuid4().hex}")
+    faults = ["--faults", "2", "--kind", "level_shift", "--clean-rows", "400"]
+    shape = ["--series", "8", "--features", "2", "--rows", "700", "--partitions", "2"]
+    installation.ok("produce", "synthetic", *shape, *faults)
+    installation.ok("train", "--first", "0.5")
+    installation.ok("detect", "--until-idle", "2")
+
+    [summary] = installation.json("replay", "--against", "live", "--out", str(installation.folder / "out"))
+
+    assert (summary["exact"], summary["records"]) == (True, 5_600)
+    assert len(summary["partitions"]) == 2
+    assert summary["against"]["same"] == len(revisions(installation)) > 1
+    assert summary["against"]["differences"] == []

@@ -169,6 +169,7 @@ def test_a_model_that_is_gone_is_told(copied: Installation, tmp_path: Path) -> N
 
 
 # Offsets have holes there, commits have markers, and a journal is settled a moment after its commit.
+@pytest.mark.kafka
 def test_a_replay_from_kafka_alerts_as_live_work_did(
     installation: Installation, kafka_bootstrap: str
 ) -> None:

@@ -30,6 +30,7 @@ from pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from consumers.replayer import Comparison, Parts, Replay
     from offbeat.cli.meter import Show
+    from pipeline.alerts import Alert
 
 _SHOWN = 20
 
@@ -62,7 +63,8 @@ def replay(
     """Run a range of a stream's topic through detection once more, and notify nobody.
 
     Each record is judged under the settings and the model that were in force for it. Alerts go to standard
-    output, one JSON object a line; the summary to standard error, or with --out to standard output.
+    output, a line each on a terminal and a JSON object each into a pipe; the summary to standard error, or
+    with --out to standard output.
     """
     from offbeat import app
 
@@ -101,28 +103,33 @@ def _prepared(parts: Parts, first_ms: int | None, end_ms: int | None) -> tuple[l
 
 
 @contextmanager
-def _writing(path: Path | None) -> Iterator[Callable[[str], object]]:
-    """Where lines go; standard output is kept as it is, because a meter on a terminal redirects it."""
+def _writing(path: Path | None) -> Iterator[Callable[[Alert], object]]:
+    """Where alerts go; standard output is kept as it is, because a meter on a terminal redirects it."""
+    from offbeat.show import line
+
     if path is None:
         output = sys.stdout
-        yield typer.echo if output.isatty() else lambda line: output.write(f"{line}\n")
+        if output.isatty():
+            yield lambda alert: typer.echo(line(alert))
+        else:
+            yield lambda alert: output.write(f"{alert.model_dump_json()}\n")
         return
     try:
         with path.open("w", encoding="utf-8") as file:
-            yield lambda line: file.write(f"{line}\n")
+            yield lambda alert: file.write(f"{alert.model_dump_json()}\n")
     except OSError as error:
         raise ConfigError(
             f"{path}: the alerts cannot be written ({error.strerror}); name another file"
         ) from error
 
 
-def _run(replays: Sequence[Replay], write: Callable[[str], object], show: Show) -> None:
+def _run(replays: Sequence[Replay], write: Callable[[Alert], object], show: Show) -> None:
     total = max(sum(each.end_offset - each.start_offset for each in replays), 1)
     records = alerts = done = 0
     for each in replays:
         for read in each.run():
             for alert in read.alerts:
-                write(alert.model_dump_json())
+                write(alert)
             records, alerts = records + read.records, alerts + len(read.alerts)
             fraction = (done + each.state.next_offset - each.start_offset) / total
             show("replaying", min(fraction, 1.0), f"{counted(records, 'record')}, {counted(alerts, 'alert')}")

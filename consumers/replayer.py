@@ -321,6 +321,8 @@ class Replayer:
             state = PartitionState.unpack(layout, rows)
             if state is None or state.next_offset < retained.first_offset:
                 return False
+            if not past.leads_to(header.in_force, state.next_offset):
+                return False
             found.append((state, header.in_force))
             return True
 

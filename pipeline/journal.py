@@ -117,6 +117,13 @@ class Past:
         known = [number for number, each in enumerate(found) if each == before]
         return found[known[-1] + 1 :] if known else found
 
+    def leads_to(self, before: InForce | None, offset: int) -> bool:
+        """Whether a state at ``offset`` that came there under ``before`` is of this past, all of it known.
+
+        It is not where the group was set back below ``offset`` since, and went on otherwise.
+        """
+        return before in self.changes and all(each.next_offset >= offset for each in self.due(before, offset))
+
     def boundary(self, offset: int) -> int | None:
         """The next offset above ``offset`` where something else came into force."""
         return next((each.next_offset for each in self.changes if each.next_offset > offset), None)

@@ -158,12 +158,11 @@ class Takeover:
             self.notice(f"{assigned.partition}: {unfit}")
             claim, stored = self.store.claim(assigned.partition, reset=True), None
         stored_offset = None if stored is None else stored.state.next_offset
+        past = self._past(assigned, live_from, 0 if stored is None else stored.state.journal_offset)
+        stored = stored or self._from_snapshot(assigned, past, live_from)
         if stored is None:
-            stored = self._from_snapshot(assigned, live_from)
-        if stored is None:
-            return self._rebuild(assigned, claim, live_from, now)
+            return self._rebuild(assigned, claim, past, live_from, now)
         state = stored.state
-        past = self._past(assigned, live_from, state.journal_offset)
         owned = Owned(
             claim, state, stored.detector, None, past, past.imposed(state.next_offset), live_from,
             stored_offset, state.next_offset, now, state.clock_ns, now,
@@ -267,10 +266,12 @@ class Takeover:
             return f"retention overtook the stored state at {state.next_offset}; it is rebuilt"
         return None
 
-    def _from_snapshot(self, assigned: Assigned, live_from: int) -> _Restored | None:
+    def _from_snapshot(self, assigned: Assigned, past: Past, live_from: int) -> _Restored | None:
         def fits(rows: PackedRows) -> bool:
             stored = self._restored(rows)
-            return stored is not None and stored.state.next_offset >= assigned.first_offset
+            if stored is None or stored.state.next_offset < assigned.first_offset:
+                return False
+            return past.leads_to(stored.state.in_force, stored.state.next_offset)
 
         rows = self.snapshots.newest(assigned.partition, assigned.topic_id, live_from, fits)
         stored = self._restored(rows)
@@ -288,9 +289,9 @@ class Takeover:
             self.snapshots.drop_after(assigned.partition, assigned.topic_id, live_from)
         return past
 
-    def _rebuild(self, assigned: Assigned, claim: Claim, live_from: int, now: float) -> Owned:
+    def _rebuild(self, assigned: Assigned, claim: Claim, past: Past, live_from: int, now: float) -> Owned:
         """Nothing usable is stored: read what is retained again, in silence, as the journal says."""
-        partition, past = assigned.partition, self._past(assigned, live_from, 0)
+        partition = assigned.partition
         first = max(assigned.first_offset, live_from - REBUILD_RECORDS)
         begin = past.at(first) or (past.changes[0] if past.changes else None)
         policy_sha = self.policy() if begin is None else begin.policy_sha

@@ -18,13 +18,14 @@ from typing import Any
 
 from redis import Redis
 
+from pipeline.adoption import adopt
 from pipeline.alerts import Alert, DeadLetter
 from pipeline.bus.sqlite import SqliteBroker
 from pipeline.config import Config, Stream
 from pipeline.control import Champion, ControlLog, Policy, policy_sha, send, settings_of
-from pipeline.detect import Detector
+from pipeline.detect import Detector, Outputs
 from pipeline.errors import NotFound, OffbeatError, StoreDown
-from pipeline.journal import Entry, JournalLog
+from pipeline.journal import Entry, JournalLog, fold
 from pipeline.loop import Parts, Worker
 from pipeline.ports import Broker, Bus, PutResult, Scorer, StateStore
 from pipeline.records import (
@@ -220,6 +221,19 @@ class SeenStore:
 
 
 @dataclass
+class Answer:
+    """All that came of a partition."""
+
+    state: PartitionState
+    alerts: list[Alert] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+
+    def take(self, outputs: Outputs) -> None:
+        self.alerts += outputs.alerts
+        self.letters += outputs.dead_letters
+
+
+@dataclass
 class Running:
     """A worker, what it was made of, and what it said."""
 
@@ -407,6 +421,26 @@ class Plant:
             alerts += outputs.alerts
             letters += outputs.dead_letters
         return alerts, letters, state
+
+    def as_journaled(self, partition: int = 0) -> Answer:
+        """What one pass gives, in one batch between any two changes of what is in force: it cannot differ."""
+        at, bounds = TopicPartition(TOPIC, partition), self._reader.bounds(TOPIC)[partition]
+        past = fold(self.journal(partition), bounds.topic_id, bounds.end_offset)
+        policies = self.desk.log.refresh().settings
+        answer = Answer(
+            Detector("test", STREAM, policies[past.changes[0].policy_sha]).fresh(bounds.topic_id, 0)
+        )
+        for n, change in enumerate(past.changes):
+            detector = Detector("test", STREAM, policies[change.policy_sha])
+            scorer = None if change.bundle_sha is None else self.desk.shelf.bundles[change.bundle_sha]
+            answer.state, outputs = adopt(detector, answer.state, at, change, scorer)
+            answer.take(outputs)
+            later = past.changes[n + 1 : n + 2]
+            end = later[0].next_offset if later else bounds.end_offset
+            if end > answer.state.next_offset:
+                batch = self._reader.read(at, answer.state.next_offset, end, 1.0).before(end)
+                answer.take(detector.step(answer.state, batch, scorer))
+        return answer
 
     def flush_store(self) -> None:
         """Redis loses everything."""

@@ -293,6 +293,30 @@ class TestAGroupThatWasSetBack:
         assert (past.open.keys(), past.superseded) == ({"kept", "new"}, False)
 
 
+class TestACopyOfTheState:
+    PAST = fold([force(0), force(20, "b2"), force(40), force(20, "b3"), force(30, "b4")], "t1", 50)
+
+    @pytest.mark.parametrize(
+        ("before", "offset", "leads"),
+        [
+            (force(0), 10, True),
+            (force(0), 20, True),
+            (force(0), 21, False),
+            (force(20, "b2"), 20, True),
+            (force(20, "b2"), 21, False),
+            (force(20, "b3"), 29, True),
+            (force(20, "b3"), 30, True),
+            (force(40), 45, False),
+            (force(30, "b4"), 45, True),
+            (None, 10, False),
+        ],
+    )
+    def test_it_is_of_this_past_where_nothing_took_its_place_and_nothing_came_in_between(
+        self, before: InForce | None, offset: int, *, leads: bool
+    ) -> None:
+        assert self.PAST.leads_to(before, offset) == leads
+
+
 class TestATopicThatWasMadeAgain:
     OLD: Sequence[Entry] = (force(0), changes(40, change("old"), change("over")), force(50, "b2"))
 

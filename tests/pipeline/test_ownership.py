@@ -306,6 +306,7 @@ def test_few_scorers_are_kept_and_none_is_loaded_twice(case: Case) -> None:
 def test_without_stored_state_the_newest_snapshot_below_the_committed_offset_is_gone_on_from(
     case: Case,
 ) -> None:
+    case.journal(case.in_force(0))
     for offset in (60, 100, 160):
         case.copy(offset)
 
@@ -318,6 +319,7 @@ def test_without_stored_state_the_newest_snapshot_below_the_committed_offset_is_
 
 @pytest.mark.parametrize("first", [0, 110])
 def test_a_snapshot_that_retention_overtook_is_of_no_use(case: Case, first: int) -> None:
+    case.journal(case.in_force(0))
     case.copy(100)
 
     owned = case.take(140, first=first)

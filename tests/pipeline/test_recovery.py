@@ -164,6 +164,26 @@ def test_a_group_that_was_set_back_goes_through_its_records_again(on_file: Plant
     assert again.bins == {"warming": 1, "scored": 5}
 
 
+# Nothing was said of the records that were taken back, so nothing but the journal's order tells of it.
+def test_a_snapshot_of_what_was_taken_back_is_not_gone_on_from(on_file: Plant, tmp_path: Path) -> None:
+    on_file.produce(*[NORMAL] * 6)
+    first = on_file.worker().read_all()
+    first.later(31).later(5)  # a snapshot at 6
+    on_file.produce(NORMAL)
+    first.later(1).leave()
+    set_back(tmp_path, 4)
+    on_file.desk.promote("bundle-2")
+    on_file.worker().read_all().later(1).leave()
+    on_file.flush_store()
+    on_file.produce(NORMAL, ODD)
+
+    running = on_file.worker().read_all()
+
+    assert any("from the snapshot at 4" in one for one in running.notices)
+    state, expected = running.worker._owned[AT].state, on_file.as_journaled().state
+    assert state.rows[state.index["a"]] == expected.rows[expected.index["a"]]
+
+
 def test_a_topic_made_again_is_a_new_topic_and_alerts_of_the_old_one_close(
     on_file: Plant, tmp_path: Path
 ) -> None:

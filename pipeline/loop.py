@@ -279,12 +279,13 @@ class Worker:
         said = not wanted.same(before) or (
             not owned.live and (owned.past.superseded or owned.rebuilt_from is not None)
         )
-        if said or (owned.scorer is None) != (wanted.bundle_sha is None):
-            outputs = self._takeover.bring(owned, wanted)
         if owned.anew and not owned.live:
-            lost = reconcile(owned.detector, owned.state, owned.partition, asked.published)
-            outputs.alerts += lost.alerts
-            outputs.changes += lost.changes
+            # First of all: what a policy ends is no more in the state, and is not lost.
+            outputs = reconcile(owned.detector, owned.state, owned.partition, asked.published)
+        if said or (owned.scorer is None) != (wanted.bundle_sha is None):
+            ended = self._takeover.bring(owned, wanted)
+            outputs.alerts += ended.alerts
+            outputs.changes += ended.changes
         return _Changed(owned, before, outputs, said=said)
 
     def _wanted(self, owned: Owned) -> InForce:

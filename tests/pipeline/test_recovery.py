@@ -314,6 +314,6 @@ def test_an_alert_that_a_policy_closes_at_a_takeover_is_not_lost_as_well(plant: 
     plant.worker().read_all().leave()
     plant.desk.apply(settings(model={"window": 3}))
 
-    plant.worker().read_all()
+    plant.worker().read_all().turn()
 
     assert ended(plant)[1:] == [("a", 2, "resolved", "policy changed")]

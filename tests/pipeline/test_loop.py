@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from working import AT, NORMAL, ODD, Plant, Running, assert_exactly_once, plant_at, revisions
+from working import AT, NORMAL, ODD, Plant, Running, assert_exactly_once, plant_at
 
 from pipeline.errors import BusDown, BusError, BusFull
 from pipeline.ports import PutResult
@@ -720,64 +718,3 @@ def test_records_to_read_again_are_said(plant: Plant) -> None:
 
     assert ("reading again", "5 records to read again before going live") in states
     assert plant.alerts() == []
-
-
-# All of it
-
-EVENTS = st.lists(st.sampled_from([NORMAL, NORMAL, NORMAL, ODD, BAD]), min_size=1, max_size=6)
-STEPS = st.one_of(
-    st.tuples(st.just("produce"), EVENTS, st.sampled_from("abc"), st.integers(0, 1)),
-    st.tuples(st.just("turn"), st.integers(1, 3)),
-    st.tuples(st.just("later"), st.sampled_from([0.5, 1.0, 5.0])),
-    st.tuples(st.just("killed"), st.integers(1, 7)),
-    st.tuples(st.just("stopped"), st.integers(1, 7)),
-    st.tuples(st.just("store lost")),
-    st.tuples(st.just("store down")),
-    st.tuples(st.just("reply lost")),
-)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(steps=st.lists(STEPS, max_size=25), events=st.sampled_from(["plain", "silent", "grid"]))
-def test_whatever_happens_alerts_letters_and_bins_are_those_of_an_uninterrupted_run(
-    valkey_url: str, steps: list[tuple], events: str
-) -> None:
-    kinds = {"plain": {}, "silent": {"silent_after": "20s"}, "grid": {"every": "3s"}}
-    with plant_at(valkey_url, partitions=2, events={"features": ["x"], **kinds[events]}) as plant:
-        running = plant.worker(max_records=3)
-        for name, *arguments in steps:
-            match name:
-                case "produce":
-                    values, series, partition = arguments
-                    plant.produce(*values, series=series, partition=partition)
-                case "turn":
-                    running.turn(*arguments)
-                case "later":
-                    running.later(*arguments)
-                case "killed" | "stopped":
-                    running.leave() if name == "killed" else running.stop()
-                    running = plant.worker(max_records=arguments[0])
-                case "store lost":
-                    plant.flush_store()
-                case "store down":
-                    running.store.down ^= {0, 1}
-                case "reply lost":
-                    running.store.losing_replies = 1
-        running.store.down.clear()
-        running.clock.now_s += 10
-        running.read_all().turn()
-
-        published, expected = plant.alerts(), []
-        letters, bins = [], np.zeros(10, np.int64)
-        for partition in range(2):
-            alerts, buried, state = plant.uninterrupted(partition)
-            expected += alerts
-            letters += [(partition, letter.offset) for letter in buried]
-            bins += state.counters.bins
-        assert revisions(published) == revisions(expected)
-        assert sorted(alert.source.offset for alert in published) == sorted(
-            alert.source.offset for alert in expected
-        )
-        assert sorted((letter.partition[1], letter.offset) for letter in plant.letters()) == sorted(letters)
-        assert list(running.status.bins.values()) == bins.tolist()
-        running.leave()

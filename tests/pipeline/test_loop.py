@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from working import AT, NORMAL, ODD, Plant, Running, assert_exactly_once, plant_at
+from working import AT, NORMAL, ODD, Plant, Running, assert_exactly_once, plant_at, settings
 
 from pipeline.errors import BusDown, BusError, BusFull
+from pipeline.journal import InForce
 from pipeline.ports import PutResult
 from pipeline.records import Assigned
 from pipeline.state.embedded import EmbeddedServer
@@ -616,6 +617,30 @@ def test_a_champion_that_cannot_be_had_changes_nothing_and_is_said(plant: Plant)
     plant.desk.promote("bundle-3")
     running.later(1)
     assert (running.status.message, running.status.bundle_id) == ("scoring", "bundle-3")
+
+
+# The model in use was loaded for rows under the policy before.
+def test_a_policy_that_no_model_can_be_had_for_waits_and_detection_goes_on(plant: Plant) -> None:
+    plant.produce(NORMAL, NORMAL)
+    running = plant.worker().read_all()
+    model = plant.desk.shelf.bundles.pop("bundle-1")
+    plant.desk.apply(settings(alerts={"recovery": 3}))
+
+    running.later(1).later(1)
+    plant.produce(ODD)
+    running.turn()
+
+    assert len(plant.alerts()) == 1
+    assert "goes on as it is" in running.status.message
+    assert [entry.next_offset for entry in plant.journal() if isinstance(entry, InForce)] == [0]
+    assert len(running.notices) == 1
+
+    plant.desk.shelf.bundles["bundle-1"] = model
+    running.later(1)
+    plant.produce(NORMAL, NORMAL, NORMAL)
+    running.turn()
+    assert [alert.source.offset for alert in plant.alerts()] == [2, 5]
+    assert running.status.message == "scoring"
 
 
 def test_a_first_model_that_is_missing_is_waited_for(untrained: Plant) -> None:

@@ -72,7 +72,7 @@ class Place:
         """Another bundle, or another policy."""
         turn, policy = divmod(self.decided, 2)
         self.decided += 1
-        number = (turn + 1) % len(load.POLICIES) if policy else 0
+        number = (turn + 1) % len(load.POLICIES)
         settings = config.parse(
             load.settings_text(self.namespace, self.bus, self.folder, self.registry, number)
         )

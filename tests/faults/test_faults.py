@@ -20,14 +20,15 @@ IN_TURN = (
     (Point.SENT, 8),
     (Point.OFFSETS, 10),
     (Point.ASKED, 7),
-    (Point.CONTROL, 1),
+    (Point.CONTROL, 1),  # a model and a policy are taken in by turns
     (Point.COMMITTED, 1),  # before a checkpoint: the next worker reads on both sides of the change
+    (Point.CONTROL, 1),
+    (Point.CONTROL, 1),
     (Point.SCRIPT, 6),
     (Point.WRITTEN, 6),
     (Point.COMMITTED, 7),
     (Point.HALF, 1),
     (Point.DRAFT, 5),
-    (Point.CONTROL, 1),
 )
 """Where one worker after another is killed, and after how many commits of its own."""
 
@@ -57,8 +58,8 @@ def test_a_worker_killed_at_every_point_in_turn_loses_and_doubles_nothing(
     assert (verdict.lost, verdict.doubled, verdict.wrong) == (0, 0, []), run.told()
     assert not verdict.ties
     assert max(run.reread) > 0, "no state lay behind: nothing was read again"
-    assert min(place.decided, verdict.changes / load.PARTITIONS) >= 6
-    assert verdict.snapshots >= 6
+    assert verdict.changes >= load.CHANGES
+    assert verdict.snapshots > 0
     assert verdict.outputs > 500
     assert verdict.reasons >= {
         "error above its threshold",
@@ -72,10 +73,12 @@ def test_a_worker_killed_at_every_point_in_turn_loses_and_doubles_nothing(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("point", [Point.SCORED, Point.SCRIPT])
 def test_a_worker_stopped_past_its_session_and_let_go_on_loses_and_doubles_nothing(
-    kafka: str | None, point: Point, registry: tuple[Path, tuple[str, str]], tmp_path: Path
+    kafka: str | None, registry: tuple[Path, tuple[str, str]], tmp_path: Path
 ) -> None:
+    # On Kafka it has outputs of a lost session to commit, on SQLite a state of a lost lease to store.
+    point = Point.SCORED if kafka else Point.SCRIPT
+
     outcome = suffer(Fault(point, stop=True), kafka, tmp_path / "place", *registry)
 
     verdict = outcome.verdict

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import chain
@@ -17,13 +17,13 @@ from pathlib import Path
 from servers import NO_KAFKA, kafka_broker
 
 from . import load
+from .check import Verdict
 from .place import ROOT
 from .suite import Fault, Outcome, faults, suffer
 
 REPORT = ROOT / "build" / "faults.json"
-COLUMNS = (
-    "{fault:58} {bus:7} {variant:8} {tries:>5} {lost:>5} {doubled:>7} {wrong_states:>12} {recovery_s:>10}"
-)
+WIDTHS = {"fault": -58, "bus": -7, "variant": -8, "tries": 5, "lost": 5, "doubled": 8, "wrong_states": 13}
+"""Of the table's columns, those of text to the left; the seconds stand last."""
 
 
 def main() -> int:
@@ -38,7 +38,7 @@ def main() -> int:
         chosen = [each for each in faults() if options.only in each.name]
         buses = [None] * ("sqlite" in options.bus) + [kafka] * (kafka is not None)
         bundles = load.learn(folder / "models")
-        _say(COLUMNS.format_map({name: name for name in _NAMES}))
+        _say(_line({name: name for name in [*WIDTHS, "recovery_s"]}))
 
         def one_after_another(bus: str | None) -> list[Outcome]:
             return list(_suffered(chosen, bus, folder, bundles))
@@ -53,24 +53,30 @@ def main() -> int:
     return int(bool(failed) or not outcomes or (required and kafka is None))
 
 
-_NAMES = ("fault", "bus", "variant", "tries", "lost", "doubled", "wrong_states", "recovery_s")
-
-
 def _suffered(
     chosen: Sequence[Fault], kafka: str | None, folder: Path, bundles: tuple[str, str]
 ) -> Iterator[Outcome]:
     for number, fault in enumerate(chosen):
         place = folder / f"{'kafka' if kafka else 'sqlite'}-{number}"
-        outcome = suffer(fault, kafka, place, folder / "models", bundles)
-        row = outcome.row()
-        _say(
-            COLUMNS.format_map(row | {"recovery_s": "-" if row["recovery_s"] is None else row["recovery_s"]})
-        )
+        try:
+            outcome = suffer(fault, kafka, place, folder / "models", bundles)
+        except AssertionError as error:  # a worker hung, or ended otherwise than it should
+            outcome = Outcome(fault, "kafka" if kafka else "sqlite", Verdict(wrong=[str(error)]), [])
+        _say(_line(outcome.row()))
         if not outcome.held:
             ties = [f"{outcome.verdict.ties} rows lie too close to their line"] * bool(outcome.verdict.ties)
             for sentence in ["this did not hold", *ties, *outcome.verdict.wrong[:10]]:
                 _say(f"    {sentence}")
         yield outcome
+
+
+def _line(row: Mapping[str, object]) -> str:
+    cells = [
+        f"{row[name]!s:<{-width}}" if width < 0 else f"{row[name]!s:>{width}}"
+        for name, width in WIDTHS.items()
+    ]
+    seconds = row["recovery_s"]
+    return " ".join([*cells, f"{'-' if seconds is None else seconds!s:>11}"])
 
 
 def _say(line: str) -> None:

@@ -36,6 +36,8 @@ DEFAULT_PORT = 9092
 CONNECT_TIMEOUT_S = 3.0
 BOOTSTRAP_TIMEOUT_MS = 10_000
 REQUEST_TIMEOUT_MS = 10_000
+METADATA_MS = 10_000
+"""Partitions that are added to a topic are found this soon; the client's default is five minutes."""
 
 NULL = object()
 """Stands for a null value beside a null key, which the client takes only from a serializer."""
@@ -94,6 +96,7 @@ class Link:
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 fetch_max_wait_ms=100,
+                metadata_max_age_ms=METADATA_MS,
                 metrics_enabled=False,
                 **more,
             )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from working import AT, NORMAL, ODD, Plant, Running, assert_exactly_once, plant_at, settings
 
-from pipeline.errors import BusDown, BusError, BusFull
+from pipeline.errors import BusDown, BusError, BusFull, OffbeatError
 from pipeline.journal import InForce
 from pipeline.ports import PutResult
 from pipeline.records import Assigned
@@ -655,7 +655,30 @@ def test_a_first_model_that_is_missing_is_waited_for(untrained: Plant) -> None:
     assert running.bins == {"waiting_model": 2}
 
 
+# Whoever goes on would judge the records of one topic by the rules of another.
+def test_a_policy_that_reads_another_topic_ends_the_worker(plant: Plant) -> None:
+    plant.produce(NORMAL)
+    running = plant.worker().read_all()
+    plant.desk.apply(settings(topic="basement"))
+
+    with pytest.raises(
+        OffbeatError, match="reads the topic 'basement', and this worker 'readings'; start it"
+    ):
+        running.later(1)
+
+    assert [entry.next_offset for entry in plant.journal() if isinstance(entry, InForce)] == [0]
+
+
 # The end, and a new beginning
+
+
+def test_who_stops_before_it_began_leaves_nothing(plant: Plant) -> None:
+    plant.produce(NORMAL)
+    running = plant.worker()
+
+    running.stop()
+
+    assert (plant.committed(), plant.stored(), running.bus.commits) == (None, None, [])
 
 
 def test_a_worker_that_stops_in_order_is_followed_without_reading_again(plant: Plant) -> None:

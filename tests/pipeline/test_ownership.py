@@ -17,6 +17,7 @@ from pipeline.bus.sqlite import SqliteBroker
 from pipeline.config import Config, Stream
 from pipeline.control import ControlLog
 from pipeline.detect import Detector
+from pipeline.errors import OffbeatError
 from pipeline.journal import Entry, InForce, JournalLog, Past, sends
 from pipeline.ownership import REBUILD_RECORDS, Owned, Shelf, Takeover, checkpoint
 from pipeline.ports import PutResult
@@ -103,10 +104,13 @@ class Case:
         topic_id: str = "topic-1",
         start: str = "earliest",
     ) -> Owned:
+        return self.takeover(start).take(Assigned(AT, first, end, committed, topic_id), 50.0)
+
+    def takeover(self, start: str = "earliest") -> Takeover:
         reader = self.broker.reader()
         control = ControlLog(reader, self.config.control_topic)
         shelf = Shelf("test", STREAM, control, self.desk.shelf)
-        takeover = Takeover(
+        return Takeover(
             STREAM,
             start,
             self.store,
@@ -116,7 +120,6 @@ class Case:
             shelf,
             self.notices.append,
         )
-        return takeover.take(Assigned(AT, first, end, committed, topic_id), 50.0)
 
 
 @pytest.fixture
@@ -387,6 +390,39 @@ def test_a_rebuilt_state_is_exact_where_it_rests_on_all_that_owners_had(
     owned = case.take(140, first=first)
 
     assert (owned.rebuilt_from is None) == exact
+
+
+# Written by a version that knew no journal.
+def test_a_state_that_nothing_was_in_force_for_comes_under_what_the_journal_says(case: Case) -> None:
+    state = case.state(100)
+    state.in_force = None
+    case.store.put(case.store.claim(AT), 0, 100, state.pack(whole=True), whole=True)
+    case.journal(case.in_force(90, "bundle-1"))
+
+    owned = case.take(140)
+    case.takeover().settle(owned)
+
+    assert (owned.state.next_offset, owned.state.bundle_id) == (100, "bundle-1")
+    assert owned.state.in_force == case.in_force(90)
+    assert owned.scorer is not None
+
+
+def test_a_policy_that_only_the_journal_knows_is_named(case: Case) -> None:
+    known, case.policy = case.policy, "f" * 64
+    case.journal(case.in_force(0))
+    case.policy = known
+
+    with pytest.raises(OffbeatError, match="names the policy ffffffffffff, which the control topic does not"):
+        case.take(140)
+
+
+def test_a_stream_without_a_policy_is_not_taken_over(case: Case) -> None:
+    case.config = case.config.model_copy(update={"namespace": "other"})
+    case.broker.admin().create([TopicSpec(case.config.journal_topic(STREAM), 1)])
+    Desk(case.broker, case.config)
+
+    with pytest.raises(OffbeatError, match="has no policy on the control topic; `offbeat config apply`"):
+        case.take(None)
 
 
 # With workers

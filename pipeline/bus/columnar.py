@@ -1,0 +1,413 @@
+"""Columnar fetch: whole record batches in place of one object a record, by one private class of the client.
+
+The client takes what it fetched of a partition from an object of that class. The one here hands out pieces
+(:class:`RecordBatch`, and :class:`Corrupt` where a stretch of the log cannot be read); positions, commits,
+rebalances and fetching stay the client's. What is proved of a batch by itself stands in ``kafka_batches``;
+here it is held against its neighbours, because neither its offsets nor its length are under its checksum.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import kafka
+import kafka.errors as kafka_errors
+from kafka import TopicPartition as KafkaPartition
+from kafka.consumer.fetcher import CompletedFetch, Fetcher
+from kafka.protocol.consumer import IsolationLevel
+from kafka.record.memory_records import MemoryRecords
+
+from pipeline.bus import kafka_batches as batches
+from pipeline.bus.kafka_batches import Batch, CutOff, Damaged
+from pipeline.errors import BusError
+from pipeline.records import Corrupt, RecordBatch, TopicPartition
+
+PROVED_VERSION = "3.0.12"
+PARAMETERS = (
+    "self fetch_offset tp records key_deserializer value_deserializer check_crcs isolation_level "
+    "aborted_transactions metric_aggregator on_drain"
+)
+UNKNOWN_END = 2**63 - 1
+SILENT_S = 30.0
+"""A broker that for so long gives nothing of what it says it has cannot find it in its log."""
+SILENT_POLLS = 10
+PROBE_S = 0.5
+"""And behind a place that it cannot read for so long."""
+UNREADABLE = "the broker cannot read its log there"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Trace:
+    """What was found out about a partition at ``offset``, for the fetch that begins there.
+
+    Attributes:
+        offset: of the next fetch; at another one this says nothing.
+        sound: a sound batch ends here, so that none can begin below.
+        step: how far the last damage was skipped without knowing where it ends; 0 where it was not.
+        doubted: what came was beyond the end of the log as told; a second time it is damage.
+        silent_since: the broker said then that it has records here, and has given none.
+        silent_polls: and so often it was asked meanwhile.
+    """
+
+    offset: int
+    sound: bool = False
+    step: int = 0
+    doubted: bool = False
+    silent_since: float | None = None
+    silent_polls: int = 0
+
+
+class Taken:
+    """Pieces for one turn; as long as they have records, by which the client counts (damage is one)."""
+
+    def __init__(self) -> None:
+        self._pieces: list[RecordBatch | Corrupt] = []
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[RecordBatch | Corrupt]:
+        return iter(self._pieces)
+
+    def add(self, piece: RecordBatch | Corrupt) -> None:
+        """One more piece."""
+        self._pieces.append(piece)
+        self._size += len(piece) if isinstance(piece, RecordBatch) else 1
+
+
+class Columns:
+    """Gives one consumer's partitions as pieces.
+
+    Attributes:
+        in_use: whether the client is the one that this was proved with; otherwise records come as its own
+            objects.
+        skip_corrupt: damage is told and passed over; otherwise it is raised, again at each poll.
+    """
+
+    def __init__(self, *, skip_corrupt: bool) -> None:
+        self.in_use = False
+        self.skip_corrupt = skip_corrupt
+        self._fetcher: Any = None
+        self._traces: dict[TopicPartition, _Trace] = {}
+        self._ends: dict[TopicPartition, int] = {}
+        self._known_epoch: Callable[[Any], int | None] = lambda _: None
+
+    def attach(self, consumer: Any) -> Columns:  # noqa: ANN401 - the client has no types
+        """Take the place of the client's class in one consumer of committed records."""
+        misfit = _misfit(consumer)
+        if misfit:
+            _warn_once(misfit)
+            return self
+        self._fetcher = fetcher = consumer._fetcher  # noqa: SLF001 - what this is about
+        self._known_epoch = consumer._cluster.leader_epoch_for_partition  # noqa: SLF001 - no public way
+        parse = fetcher._parse_fetched_data  # noqa: SLF001 - see above
+        fetcher._parse_fetched_data = partial(self._parsed, parse)  # noqa: SLF001 - see above
+        self.in_use = True
+        return self
+
+    def forget(self, partition: TopicPartition) -> None:
+        """The position was set from outside, perhaps in another log: what was found out is void."""
+        self._traces.pop(partition, None)
+
+    def trace(self, partition: TopicPartition, offset: int) -> _Trace:
+        """What is known at ``offset``."""
+        found = self._traces.get(partition)
+        if found is None or found.offset != offset:
+            found = self._traces[partition] = _Trace(offset)
+        return found
+
+    def records(
+        self,
+        fetch_offset: int,
+        tp: Any,  # noqa: ANN401 - the client has no types
+        records: Any,  # noqa: ANN401 - the client has no types
+        *,
+        end_offset: int = UNKNOWN_END,
+        damage: str = "",
+        **more: Any,  # noqa: ANN401 - the client has no types
+    ) -> PartitionColumns:
+        """What was fetched of one partition, by a broker that told ``end_offset`` as the end of its log."""
+        return PartitionColumns(self, fetch_offset, tp, records, end_offset=end_offset, damage=damage, **more)
+
+    def leader_epoch(self, partition: Any, claimed: int) -> int:  # noqa: ANN401 - the client has no types
+        """The epoch that a batch names, -1 where it cannot be: a broker refuses positions with such."""
+        known = self._known_epoch(partition)
+        return claimed if known is not None and 0 <= claimed <= known else -1
+
+    def reaches(self, partition: TopicPartition, end_offset: int) -> None:
+        """The log can be read up to there: skipping damage never leads beyond."""
+        self._ends[partition] = end_offset
+
+    def break_silence(self) -> None:
+        """Call before each poll: where the broker keeps silent about records that it has is damage too.
+
+        It answers nothing at all then, because nothing has changed since its last answer.
+        """
+        now = time.monotonic()
+        for partition, trace in self._traces.items():
+            if trace.silent_since is None:
+                continue
+            trace.silent_polls += 1
+            if now - trace.silent_since > SILENT_S and trace.silent_polls > SILENT_POLLS:
+                answer = CompletedFetch(KafkaPartition(*partition), trace.offset, 0, _Unreadable(), None)
+                self._fetcher._completed_fetches.append(answer)  # noqa: SLF001 - as an answer comes
+
+    def _parsed(self, parse: Callable[[Any], Any], completed: Any) -> Any:  # noqa: ANN401 - no types
+        """In place of the client's method: passes on where the log ends, and what the broker cannot read."""
+        data, partition = completed.partition_data, TopicPartition(*completed.topic_partition)
+        told = [end for end in (data.last_stable_offset, data.high_watermark) if end >= 0]
+        if told:
+            self.reaches(partition, min(told))
+        end_offset = self._ends.get(partition, 0)
+        trace = self.trace(partition, completed.fetched_offset)
+        silent = not data.records and not data.error_code and end_offset > trace.offset
+        if silent and trace.silent_since is None:
+            trace.silent_since = time.monotonic()
+        elif not silent:
+            trace.silent_since = None
+        unreadable = end_offset > trace.offset and (
+            data.error_code == kafka_errors.CorruptRecordError.errno or (silent and trace.step > 0)
+        )
+        if unreadable:
+            completed = completed._replace(partition_data=_Unreadable(error_code=0))
+        damage = UNREADABLE if unreadable else ""
+        self._fetcher.PartitionRecords = partial(self.records, end_offset=end_offset, damage=damage)
+        return parse(completed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """An answer of a broker that cannot read its log, as the client's own are."""
+
+    error_code: int = kafka_errors.CorruptRecordError.errno
+    records: bytes = b""
+    high_watermark: int = -1
+    last_stable_offset: int = -1
+    aborted_transactions: None = None
+    diverging_epoch: None = None
+    preferred_read_replica: int = -1
+
+
+class _Unsure(Exception):  # noqa: N818 - no error
+    """What follows has to be fetched once more before it can be told."""
+
+
+class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the client has no types
+    """What was fetched of one partition at once, handed out in pieces."""
+
+    def __init__(
+        self,
+        columns: Columns,
+        fetch_offset: int,
+        tp: Any,  # noqa: ANN401 - the client has no types
+        records: Any,  # noqa: ANN401 - the client has no types
+        *,
+        end_offset: int,
+        damage: str,
+        **more: Any,  # noqa: ANN401 - the client has no types
+    ) -> None:
+        super().__init__(fetch_offset, tp, records, **more)
+        self._columns = columns
+        self._partition = TopicPartition(*tp)
+        self._trace = columns.trace(self._partition, fetch_offset)
+        self._end_offset = end_offset
+        self._buffer = memoryview(records._buffer)  # noqa: SLF001 - no public way
+        # The client refuses, again and again, what begins with a false length; so it sees nothing.
+        records._buffer, records._next_slice = b"", None  # noqa: SLF001 - no public way
+        self._pieces = iter((self._blindly(0, fetch_offset, damage),)) if damage else self._walk()
+        self._held = next(self._pieces, None)
+
+    def take(self, n: int | None = None) -> Taken:
+        """Pieces of at most ``n`` records in all.
+
+        Raises:
+            BusError: damage comes next, and the policy is to stop.
+        """
+        taken, limit = Taken(), UNKNOWN_END if n is None else n
+        while self._held is not None and len(taken) < limit:
+            piece, self._held = self._held, None
+            if isinstance(piece, RecordBatch):
+                room = limit - len(taken)
+                if len(piece) > room:
+                    self._held = piece.rows(room, len(piece), next_offset=piece.next_offset)
+                    piece = piece.rows(0, room, next_offset=int(piece.offset[room - 1]) + 1)
+                self.records_read += len(piece)
+            elif not self._columns.skip_corrupt:
+                if taken:
+                    self._held = piece
+                    break
+                self.drain()  # the next poll fetches it again: it may have been mended
+                raise _stopped(piece)
+            if isinstance(piece, Corrupt) or len(piece):
+                taken.add(piece)
+            self.next_fetch_offset = piece.next_offset
+            if self._held is None:
+                self._held = next(self._pieces, None)
+        if self._held is None:
+            self.drain()
+        return taken
+
+    def _walk(self) -> Iterator[RecordBatch | Corrupt]:
+        """Every batch; what is cut off, or cannot be told yet, is left to a fetch that begins with it."""
+        at, position = 0, self.fetch_offset
+        floor = position if self._trace.sound else 0
+        while at < len(self._buffer):
+            try:
+                end = batches.framed(self._buffer, at)
+                batch = batches.decoded(self._partition, self._buffer[at:end])
+                next_offset, whole = self._placed(batch, end, position, floor)
+            except _Unsure:
+                return
+            except Damaged as damage:
+                at, marker = self._past(damage, at, position)
+                floor = 0
+                if marker is not None:
+                    yield marker
+                    position = marker.next_offset
+                continue
+            if self._trace.step and position == self.fetch_offset and batch.base_offset > position:
+                reason = "it lies between a damaged batch and the next sound one"
+                yield Corrupt(self._partition, position, batch.base_offset, reason)
+            rows = self._readable(batch).since(position)
+            self.bytes_read += end - at
+            yield rows.rows(0, len(rows), next_offset=next_offset)
+            if not whole:
+                return
+            at, position, floor = end, next_offset, next_offset
+            self._columns.trace(self._partition, position).sound = True
+
+    def _past(self, damage: Damaged, at: int, position: int) -> tuple[int, Corrupt | None]:
+        """Where to go on in what was fetched, and what is lost by that; None where a new fetch tells."""
+        everything, first = len(self._buffer), position == self.fetch_offset
+        if isinstance(damage, CutOff) and not first:
+            return everything, None
+        found = batches.find(self._buffer, at + 1, position, self._end_offset)
+        if found is None:
+            return everything, self._blindly(at, position, str(damage)) if first else None
+        at, base = found
+        if base <= position:
+            return at, None
+        if self.aborted_producer_ids or self.aborted_transactions:
+            at = everything  # the end of a transaction may have been in it; a new fetch tells what is left
+        return at, Corrupt(self._partition, position, base, str(damage))
+
+    def _placed(self, batch: Batch, end: int, position: int, floor: int) -> tuple[int, bool]:
+        """Where a batch ends as far as can be told, and whether that is all of it.
+
+        Where it says to end counts only where nothing else can tell: not above the next batch, nor above the
+        end of the log, and not without asking for what is behind its last record.
+
+        Raises:
+            Damaged: it is not in its place.
+            _Unsure: it has to be fetched again, at the begin and with what follows.
+        """
+        begin, claimed, first = batch.base_offset, batch.claimed_end, position == self.fetch_offset
+        if begin < floor:
+            raise Damaged(f"it begins at offset {begin}, below the end of the batch ahead of it")
+        if claimed <= position:
+            raise Damaged(f"it ends at offset {claimed}, before the one that was asked for")
+        known = max(int(batch.rows.offset[-1]) + 1 if len(batch.rows) else 0, position)
+        following = batches.base_offset(self._buffer, end)
+        if begin > position:  # a gap, as compaction leaves one, or a false offset
+            if following is None and not first:
+                raise _Unsure
+            if following is not None and position <= following < known:
+                raise Damaged(f"its offsets {begin} to {known - 1} reach into the next batch, at {following}")
+        self._within_log(known)
+        if claimed == known:
+            return known, True
+        if following is not None and following >= known:
+            return min(claimed, following), True
+        if known > self.fetch_offset:
+            return known, False
+        self._within_log(claimed)
+        return claimed, True
+
+    def _within_log(self, end: int) -> None:
+        """The end of the log is read before the batches, so that these may be ahead of it, once."""
+        if end > self._end_offset:
+            if not self._trace.doubted:
+                self._trace.doubted = True
+                raise _Unsure
+            raise Damaged(f"it ends at offset {end}, and the log at {self._end_offset}")
+
+    def _blindly(self, at: int, position: int, reason: str) -> Corrupt:
+        """Skip damage with nothing sound behind it: to where it says to end if that can be, else by steps."""
+        claimed = batches.claimed_end(self._buffer, at)
+        step = 1
+        if claimed is None or not position < claimed <= self._end_offset:
+            step = max(2 * self._trace.step, 1)
+            claimed = max(min(position + step, self._end_offset), position + 1)
+        if self._columns.skip_corrupt:
+            trace = self._columns.trace(self._partition, claimed)
+            trace.step = step
+            if reason == UNREADABLE and claimed < self._end_offset:
+                trace.silent_since = time.monotonic() - SILENT_S + PROBE_S
+        return Corrupt(self._partition, position, claimed, reason)
+
+    def _readable(self, batch: Batch) -> RecordBatch:
+        """The records of a batch, none where it is control or its transaction was aborted."""
+        header = batch.header
+        if header is None:
+            return batch.rows
+        self.leader_epoch = self._columns.leader_epoch(self.topic_partition, header.leader_epoch)
+        hidden = header.is_control_batch
+        if self.isolation_level == IsolationLevel.READ_COMMITTED and header.has_producer_id():
+            self._consume_aborted_transactions_up_to(header.last_offset)
+            if header.is_control_batch:
+                if struct.unpack_from(">hh", batch.rows.key(0) or b"")[1] == 0:
+                    self.aborted_producer_ids.discard(header.producer_id)
+            else:
+                hidden = self._is_batch_aborted(header)
+        return batch.rows.rows(0, 0, next_offset=batch.claimed_end) if hidden else batch.rows
+
+
+def _stopped(marker: Corrupt) -> BusError:
+    return BusError(
+        f"{marker.partition} cannot be read at offset {marker.offset}: {marker.reason}; restore that replica "
+        "of the partition, or set corrupt=skip in the bus URL to go on behind the damage (what is skipped is "
+        "counted as corrupt and named in the dead letters)"
+    )
+
+
+def _misfit(consumer: Any) -> str:  # noqa: ANN401 - the client has no types
+    """Why the client is not the one that this was proved with; empty where it is."""
+    if kafka.__version__ != PROVED_VERSION:
+        return f"its version is {kafka.__version__}"
+    parameters = inspect.signature(Fetcher.PartitionRecords.__init__).parameters
+    if " ".join(parameters) != PARAMETERS:
+        return "PartitionRecords takes other arguments"
+    for owner, names in (
+        (getattr(consumer, "_fetcher", None), ("_parse_fetched_data", "PartitionRecords")),
+        (getattr(consumer, "_cluster", None), ("leader_epoch_for_partition",)),
+        (Fetcher.PartitionRecords, ("drain", "_consume_aborted_transactions_up_to", "_is_batch_aborted")),
+        (MemoryRecords(b""), ("_buffer", "_next_slice")),
+    ):
+        for name in names:
+            if not hasattr(owner, name):
+                return f"it has no {name}"
+    return ""
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(misfit: str) -> None:
+    if misfit not in _warned:
+        _warned.add(misfit)
+        log.warning(
+            "records of Kafka are read one by one, at a tenth of the speed: columnar fetch is made for "
+            "kafka-python %s, and here %s",
+            PROVED_VERSION,
+            misfit,
+        )

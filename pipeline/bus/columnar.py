@@ -12,7 +12,7 @@ import inspect
 import logging
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,12 +34,20 @@ PARAMETERS = (
     "self fetch_offset tp records key_deserializer value_deserializer check_crcs isolation_level "
     "aborted_transactions metric_aggregator on_drain"
 )
+FETCH_BYTES = "max_partition_fetch_bytes"
+MORE_BYTES = 1_048_576
+MOST_BYTES = 33_554_432
 UNKNOWN_END = 2**63 - 1
-SILENT_S = 30.0
+SILENT_S = 60.0
 """A broker that for so long gives nothing of what it says it has cannot find it in its log."""
 SILENT_POLLS = 10
 PROBE_S = 0.5
-"""And behind a place that it cannot read for so long."""
+UNREADABLE_CODES = tuple(
+    error.errno
+    for error in (kafka_errors.CorruptRecordError, kafka_errors.InvalidRecordError, kafka_errors.UnknownError)
+)
+"""What brokers answer where the begin of a batch is damaged; the last one is any fault of theirs."""
+FETCHER_NAMES = ("_parse_fetched_data", "_fetchable_partitions", "_completed_fetches", "PartitionRecords")
 UNREADABLE = "the broker cannot read its log there"
 
 log = logging.getLogger(__name__)
@@ -53,9 +61,9 @@ class _Trace:
         offset: of the next fetch; at another one this says nothing.
         sound: a sound batch ends here, so that none can begin below.
         step: how far the last damage was skipped without knowing where it ends; 0 where it was not.
-        doubted: what came was beyond the end of the log as told; a second time it is damage.
-        silent_since: the broker said then that it has records here, and has given none.
-        silent_polls: and so often it was asked meanwhile.
+        doubted: what came could not be judged by what came with it, so that this fetch is the second look.
+        silent_since: since then the broker has had records here, as it says, and has given none.
+        silent_polls: and so many polls have been made meanwhile.
     """
 
     offset: int
@@ -92,11 +100,13 @@ class Columns:
         in_use: whether the client is the one that this was proved with; otherwise records come as its own
             objects.
         skip_corrupt: damage is told and passed over; otherwise it is raised, again at each poll.
+        fetch_bytes: what the next fetches of a partition should bring at least.
     """
 
     def __init__(self, *, skip_corrupt: bool) -> None:
         self.in_use = False
         self.skip_corrupt = skip_corrupt
+        self.fetch_bytes = self._usual_bytes = 0
         self._fetcher: Any = None
         self._traces: dict[TopicPartition, _Trace] = {}
         self._ends: dict[TopicPartition, int] = {}
@@ -109,6 +119,7 @@ class Columns:
             _warn_once(misfit)
             return self
         self._fetcher = fetcher = consumer._fetcher  # noqa: SLF001 - what this is about
+        self._usual_bytes = fetcher.config[FETCH_BYTES]
         self._known_epoch = consumer._cluster.leader_epoch_for_partition  # noqa: SLF001 - no public way
         parse = fetcher._parse_fetched_data  # noqa: SLF001 - see above
         fetcher._parse_fetched_data = partial(self._parsed, parse)  # noqa: SLF001 - see above
@@ -118,6 +129,12 @@ class Columns:
     def forget(self, partition: TopicPartition) -> None:
         """The position was set from outside, perhaps in another log: what was found out is void."""
         self._traces.pop(partition, None)
+
+    def fetch(self, size: int) -> None:
+        """Have the next fetches bring ``size`` bytes of a partition, or as many as usual."""
+        self.fetch_bytes = min(size, MOST_BYTES)
+        if self._fetcher is not None:
+            self._fetcher.config[FETCH_BYTES] = max(self.fetch_bytes, self._usual_bytes)
 
     def trace(self, partition: TopicPartition, offset: int) -> _Trace:
         """What is known at ``offset``."""
@@ -148,19 +165,27 @@ class Columns:
         """The log can be read up to there: skipping damage never leads beyond."""
         self._ends[partition] = end_offset
 
-    def break_silence(self) -> None:
-        """Call before each poll: where the broker keeps silent about records that it has is damage too.
+    def break_silence(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Call before each poll: a broker that keeps silent about records that it has cannot find them.
 
-        It answers nothing at all then, because nothing has changed since its last answer.
+        It does not even answer for such a partition, because nothing has changed since its last answer.
         """
+        if not self.in_use:
+            return
         now = time.monotonic()
-        for partition, trace in self._traces.items():
-            if trace.silent_since is None:
-                continue
+        for partition, offset in positions.items():
+            trace = self.trace(partition, offset)
+            if trace.silent_since is None or self._ends.get(partition, 0) <= offset:
+                trace.silent_since, trace.silent_polls = now, 0
             trace.silent_polls += 1
-            if now - trace.silent_since > SILENT_S and trace.silent_polls > SILENT_POLLS:
-                answer = CompletedFetch(KafkaPartition(*partition), trace.offset, 0, _Unreadable(), None)
-                self._fetcher._completed_fetches.append(answer)  # noqa: SLF001 - as an answer comes
+            patience_s = (
+                PROBE_S if trace.step else SILENT_S
+            )  # behind damage there is more of it to be expected
+            if now - trace.silent_since > patience_s and trace.silent_polls > SILENT_POLLS:
+                trace.silent_since = None
+                if KafkaPartition(*partition) in self._fetcher._fetchable_partitions():  # noqa: SLF001 - none waits
+                    answer = CompletedFetch(KafkaPartition(*partition), offset, 0, _Unreadable(), None)
+                    self._fetcher._completed_fetches.append(answer)  # noqa: SLF001 - as an answer comes
 
     def _parsed(self, parse: Callable[[Any], Any], completed: Any) -> Any:  # noqa: ANN401 - no types
         """In place of the client's method: passes on where the log ends, and what the broker cannot read."""
@@ -169,15 +194,7 @@ class Columns:
         if told:
             self.reaches(partition, min(told))
         end_offset = self._ends.get(partition, 0)
-        trace = self.trace(partition, completed.fetched_offset)
-        silent = not data.records and not data.error_code and end_offset > trace.offset
-        if silent and trace.silent_since is None:
-            trace.silent_since = time.monotonic()
-        elif not silent:
-            trace.silent_since = None
-        unreadable = end_offset > trace.offset and (
-            data.error_code == kafka_errors.CorruptRecordError.errno or (silent and trace.step > 0)
-        )
+        unreadable = data.error_code in UNREADABLE_CODES and end_offset > completed.fetched_offset
         if unreadable:
             completed = completed._replace(partition_data=_Unreadable(error_code=0))
         damage = UNREADABLE if unreadable else ""
@@ -220,6 +237,8 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
         self._columns = columns
         self._partition = TopicPartition(*tp)
         self._trace = columns.trace(self._partition, fetch_offset)
+        if self._trace.doubted and columns.fetch_bytes:
+            columns.fetch(0)
         self._end_offset = end_offset
         self._buffer = memoryview(records._buffer)  # noqa: SLF001 - no public way
         # The client refuses, again and again, what begins with a false length; so it sees nothing.
@@ -265,12 +284,13 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
             try:
                 end = batches.framed(self._buffer, at)
                 batch = batches.decoded(self._partition, self._buffer[at:end])
-                next_offset, whole = self._placed(batch, end, position, floor)
+                next_offset = self._placed(batch, end, position, floor)
             except _Unsure:
                 return
             except Damaged as damage:
-                at, marker = self._past(damage, at, position)
-                floor = 0
+                if (gone := self._past(damage, at, position)) is None:
+                    return
+                (at, marker), floor = gone, 0
                 if marker is not None:
                     yield marker
                     position = marker.next_offset
@@ -281,19 +301,19 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
             rows = self._readable(batch).since(position)
             self.bytes_read += end - at
             yield rows.rows(0, len(rows), next_offset=next_offset)
-            if not whole:
-                return
             at, position, floor = end, next_offset, next_offset
             self._columns.trace(self._partition, position).sound = True
 
-    def _past(self, damage: Damaged, at: int, position: int) -> tuple[int, Corrupt | None]:
-        """Where to go on in what was fetched, and what is lost by that; None where a new fetch tells."""
+    def _past(self, damage: Damaged, at: int, position: int) -> tuple[int, Corrupt | None] | None:
+        """Where to go on in what was fetched, and what is lost by that; None where a new fetch will tell."""
         everything, first = len(self._buffer), position == self.fetch_offset
         if isinstance(damage, CutOff) and not first:
-            return everything, None
+            return None
         found = batches.find(self._buffer, at + 1, position, self._end_offset)
         if found is None:
-            return everything, self._blindly(at, position, str(damage)) if first else None
+            if not first or self._doubt():
+                return None
+            return everything, self._blindly(at, position, str(damage))
         at, base = found
         if base <= position:
             return at, None
@@ -301,15 +321,22 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
             at = everything  # the end of a transaction may have been in it; a new fetch tells what is left
         return at, Corrupt(self._partition, position, base, str(damage))
 
-    def _placed(self, batch: Batch, end: int, position: int, floor: int) -> tuple[int, bool]:
-        """Where a batch ends as far as can be told, and whether that is all of it.
+    def _doubt(self) -> bool:
+        """Ask for a second look, at more of the log; False where this is the second one."""
+        if self._trace.doubted:
+            return False
+        self._trace.doubted = True
+        self._columns.fetch(2 * len(self._buffer) + MORE_BYTES)
+        return True
 
-        Where it says to end counts only where nothing else can tell: not above the next batch, nor above the
-        end of the log, and not without asking for what is behind its last record.
+    def _placed(self, batch: Batch, end: int, position: int, floor: int) -> int:
+        """Where to go on behind a batch.
+
+        Where it says to end counts only where nothing else can tell: the next batch, or the end of the log.
 
         Raises:
             Damaged: it is not in its place.
-            _Unsure: it has to be fetched again, at the begin and with what follows.
+            _Unsure: it has to be fetched again, with what follows.
         """
         begin, claimed, first = batch.base_offset, batch.claimed_end, position == self.fetch_offset
         if begin < floor:
@@ -317,29 +344,19 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
         if claimed <= position:
             raise Damaged(f"it ends at offset {claimed}, before the one that was asked for")
         known = max(int(batch.rows.offset[-1]) + 1 if len(batch.rows) else 0, position)
+        gap = begin > position or claimed > known  # as compaction leaves one, or a false number
         following = batches.base_offset(self._buffer, end)
-        if begin > position:  # a gap, as compaction leaves one, or a false offset
-            if following is None and not first:
-                raise _Unsure
-            if following is not None and position <= following < known:
+        if following is not None:
+            if gap and position <= following < known:
                 raise Damaged(f"its offsets {begin} to {known - 1} reach into the next batch, at {following}")
-        self._within_log(known)
-        if claimed == known:
-            return known, True
-        if following is not None and following >= known:
-            return min(claimed, following), True
-        if known > self.fetch_offset:
-            return known, False
-        self._within_log(claimed)
-        return claimed, True
-
-    def _within_log(self, end: int) -> None:
-        """The end of the log is read before the batches, so that these may be ahead of it, once."""
-        if end > self._end_offset:
-            if not self._trace.doubted:
-                self._trace.doubted = True
+            claimed = min(claimed, max(following, known))
+        elif gap and known < self._end_offset and (not first or self._doubt()):
+            raise _Unsure
+        if claimed > self._end_offset:
+            if not first or self._doubt():  # its end is read before the batches, so that they may be ahead
                 raise _Unsure
-            raise Damaged(f"it ends at offset {end}, and the log at {self._end_offset}")
+            raise Damaged(f"it ends at offset {claimed}, and the log at {self._end_offset}")
+        return claimed
 
     def _blindly(self, at: int, position: int, reason: str) -> Corrupt:
         """Skip damage with nothing sound behind it: to where it says to end if that can be, else by steps."""
@@ -349,10 +366,7 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
             step = max(2 * self._trace.step, 1)
             claimed = max(min(position + step, self._end_offset), position + 1)
         if self._columns.skip_corrupt:
-            trace = self._columns.trace(self._partition, claimed)
-            trace.step = step
-            if reason == UNREADABLE and claimed < self._end_offset:
-                trace.silent_since = time.monotonic() - SILENT_S + PROBE_S
+            self._columns.trace(self._partition, claimed).step = step
         return Corrupt(self._partition, position, claimed, reason)
 
     def _readable(self, batch: Batch) -> RecordBatch:
@@ -388,7 +402,7 @@ def _misfit(consumer: Any) -> str:  # noqa: ANN401 - the client has no types
     if " ".join(parameters) != PARAMETERS:
         return "PartitionRecords takes other arguments"
     for owner, names in (
-        (getattr(consumer, "_fetcher", None), ("_parse_fetched_data", "PartitionRecords")),
+        (getattr(consumer, "_fetcher", None), FETCHER_NAMES),
         (getattr(consumer, "_cluster", None), ("leader_epoch_for_partition",)),
         (Fetcher.PartitionRecords, ("drain", "_consume_aborted_transactions_up_to", "_is_batch_aborted")),
         (MemoryRecords(b""), ("_buffer", "_next_slice")),

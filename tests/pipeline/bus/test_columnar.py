@@ -225,7 +225,8 @@ def test_a_client_of_another_shape_is_read_record_by_record(
     log.write(topic, *numbered(5))
 
     class Other(Fetcher.PartitionRecords):  # type: ignore[misc]
-        def __init__(self, *args: object, fetch_size: int = 1, **more: object) -> None:  # noqa: ARG002
+        def __init__(self, *args: object, fetch_size: int = 1, **more: object) -> None:
+            self.fetch_size = fetch_size
             super().__init__(*args, **more)
 
     monkeypatch.setattr(Fetcher, "PartitionRecords", Other)

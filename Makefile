@@ -20,7 +20,7 @@ endif
 # Coverage cannot see into compiled kernels, so the tests of the pure core run once more uncompiled.
 CORE_TESTS = $(wildcard tests/pipeline/test_*.py)
 
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test faults lint bench
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +35,9 @@ demo: $(READY) ## watch this machine's metrics, cause a burst of load, see the a
 test: $(READY) ## run all tests; those that need Kafka say how to give it
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest --quiet --cov --cov-report= $(CORE_TESTS)
 	$(BIN)/pytest --cov --cov-append --cov-report=term --cov-fail-under=95
+
+faults: $(READY) ## kill and stop workers at every point, four times each, and write build/faults.json
+	@PYTHONPATH=tests $(BIN)/python -m faults
 
 lint: $(READY) ## check style, format, types and the order of the floors
 	$(BIN)/ruff check

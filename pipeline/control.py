@@ -70,7 +70,10 @@ def settings_of(stream: Stream) -> dict[str, Any]:
 
 
 def policy_sha(settings: dict[str, Any]) -> str:
-    """SHA-256 of settings as JSON with sorted keys and no blanks."""
+    """SHA-256 of settings as JSON with sorted keys and no blanks; features stand in their own order."""
+    events = settings.get("events")
+    if isinstance(events, dict) and isinstance(features := events.get("features"), dict):
+        settings = {**settings, "events": {**events, "features": list(features.items())}}
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -71,7 +71,8 @@ def impose(
             row.start_ns = start_ns
         return
     if mine == FIRED:
-        _rest(row, False)
+        # The window came down, or else only its newest row was at its own line.
+        _rest(row, abs(last_score - 1.0) < abs(score - 1.0))
     elif mine == RESOLVED:
         row.episode = FIRING
         row.run = 0
@@ -79,12 +80,12 @@ def impose(
         row.quiet_until_ns = quiet_until_ns
         row.above_ns = above_ns
     if change == FIRED:
+        row.peak = max(row.peak, score) if row.episode == PENDING else score
         row.episode = FIRING
         row.start_ns = start_ns
-        row.peak = max(row.peak, score)
         row.run = 0
         row.revision = 1
-        row.above_ns = time_ns if row.above_ns == NEVER else row.above_ns
+        row.above_ns = time_ns if above_ns == NEVER else above_ns
     elif change == RESOLVED:
         row.quiet_until_ns = time_ns + policy.refractory_ns
         row.revision += 1

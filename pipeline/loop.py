@@ -279,16 +279,17 @@ class Worker:
         said = not wanted.same(before) or (
             not owned.live and (owned.past.superseded or owned.rebuilt_from is not None)
         )
-        if said or (owned.scorer is None) != (wanted.bundle_sha is None):
-            outputs = self._takeover.bring(owned, wanted)
         if owned.anew and not owned.live:
-            lost = reconcile(owned.detector, owned.state, owned.partition, asked.published)
-            outputs.alerts += lost.alerts
-            outputs.changes += lost.changes
+            # First of all: what a policy ends is no more in the state, and is not lost.
+            outputs = reconcile(owned.detector, owned.state, owned.partition, asked.published)
+        if said or (owned.scorer is None) != (wanted.bundle_sha is None):
+            ended = self._takeover.bring(owned, wanted)
+            outputs.alerts += ended.alerts
+            outputs.changes += ended.changes
         return _Changed(owned, before, outputs, said=said)
 
     def _wanted(self, owned: Owned) -> InForce:
-        """What the control topic asks for; the model in use stays where another cannot be had."""
+        """What the control topic asks for; what is in use stays where another model cannot be had."""
         view, before = self._control.view, owned.state.in_force
         policy_sha, bundle_sha = self._takeover.policy(), view.champions.get(self._parts.stream)
         self._must_read(self._shelf.detector(policy_sha).stream.topic)
@@ -298,9 +299,7 @@ class Worker:
             self._report.mended(MODEL)
         except OffbeatError as error:
             self._report.trouble(MODEL, f"{error}; until then the worker goes on as it is")
-            rows_as_before = self._shelf.detector(policy_sha).layout == owned.detector.layout
-            in_use = before is not None and owned.scorer is not None and rows_as_before
-            bundle_sha = before.bundle_sha if before is not None and in_use else None
+            bundle_sha, policy_sha = self._instead(owned, policy_sha)
         counts = before.partitions if before is not None else ()
         now = max(self._partitions, owned.partition.partition + 1)
         if not counts or now > counts[-1]:
@@ -314,6 +313,19 @@ class Worker:
             partitions=counts,
             rebuilt_from=owned.rebuilt_from,
         )
+
+    def _instead(self, owned: Owned, policy_sha: str) -> tuple[str | None, str]:
+        """Model and policy where the champion cannot be had: a model in use fits no rows made otherwise."""
+        before = owned.state.in_force
+        if before is None or owned.scorer is None or before.bundle_sha is None:
+            return None, policy_sha
+        if self._shelf.detector(policy_sha).layout != owned.detector.layout:
+            return None, policy_sha
+        try:
+            self._shelf.scorer(before.bundle_sha, policy_sha)
+        except OffbeatError:  # nor can the one in use be had for other rules
+            policy_sha = before.policy_sha
+        return before.bundle_sha, policy_sha
 
     def _must_read(self, topic: str) -> None:
         stream = self._parts.config.stream(self._parts.stream)

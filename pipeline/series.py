@@ -400,9 +400,11 @@ class PartitionState:
 
     @classmethod
     def unpack(cls, layout: Layout, packed: PackedRows) -> PartitionState | None:
-        """Read stored rows; None when they are of another layout or schema version."""
+        """Read stored rows; None when they, or their header, are of another layout or schema version."""
         header = Header.of(packed)
         if header is None or header.layout != layout.name:
+            return None
+        if len(packed.slots) and packed.rows.shape[1] != layout.row_bytes:
             return None
         state = cls(layout, header.topic_id)
         state.counters.bins[:] = header.bins

@@ -324,12 +324,14 @@ class Plant:
         """One that knows no topic yet."""
         self._producer = self.broker.producer()
 
-    def produce(self, *values: float | bytes, series: str = "a", partition: int = 0) -> None:
+    def produce(
+        self, *values: float | bytes, series: str = "a", partition: int = 0, key: bytes | None = None
+    ) -> None:
         """One stored batch, a record a second; bytes are sent as they are."""
         self._producer.send(
             Send(
                 TOPIC,
-                None,
+                key,
                 self._event(value, series, self.sent + n),
                 timestamp_ms=1_000 * (START_S + self.sent + n),
                 partition=partition,

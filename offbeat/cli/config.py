@@ -77,28 +77,33 @@ def apply(
     from offbeat import app
     from offbeat.controls import Control, difference, who
     from pipeline.control import policy_sha, settings_of
+    from pipeline.errors import OffbeatError
 
     loaded = load_config(config)
     names = [chosen_stream(loaded, name) for name in streams or loaded.streams]
     with app.open_bus(loaded.bus) as broker:
         control = Control(loaded, broker, who("offbeat config apply"))
-        view, changed = control.view(), list[str]()
+        view, changed = control.view(), dict[str, str | None]()
         for name in names:
             before, settings = view.policies.get(name), settings_of(loaded.stream(name))
             if before == policy_sha(settings):
                 if not json:
                     typer.echo(f"{name}: in force already")
                 continue
-            changed.append(name)
+            changed[name] = before
             if not json:
                 typer.echo(difference(name, view.settings[before] if before else None, settings))
         if changed and not (yes or json or _agreed(len(changed))):
             typer.echo("nothing was changed; --yes does not ask", err=True)
             raise typer.Exit(1)
-        for name in changed:
+        for name, before in changed.items():
+            if control.view().policies.get(name) != before:
+                raise OffbeatError(
+                    f"stream {name!r}: another policy was applied meanwhile; look at the difference again"
+                )
             sha = control.apply(name, why)
             if json:
-                print_json({"stream": name, "policy": sha, "before": view.policies.get(name)})
+                print_json({"stream": name, "policy": sha, "before": before})
             else:
                 typer.echo(f"{name}: policy {sha[:12]} is in force")
 

@@ -156,7 +156,10 @@ def decode(data: bytes) -> PackedRows:
     digest, body = data[len(_MAGIC) : at], data[at:]
     if hashlib.sha256(body).digest() != digest:
         raise ValueError("its bytes are not those that were written")
-    packed = msgspec.msgpack.decode(bytes(cramjam.zstd.decompress(body)), type=_Packed)
+    try:
+        packed = msgspec.msgpack.decode(bytes(cramjam.zstd.decompress(body)), type=_Packed)
+    except cramjam.DecompressionError as error:
+        raise ValueError(f"its rows are not compressed as they should be: {error}") from error
     slots = np.frombuffer(packed.slots, "<i4")
     rows = np.frombuffer(packed.rows, np.uint8).reshape(len(slots), -1 if len(slots) else 0)
     return PackedRows(packed.header, slots, packed.series, rows)

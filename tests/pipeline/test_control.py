@@ -101,6 +101,14 @@ def test_the_hash_is_of_the_content_and_not_of_the_order_of_its_keys() -> None:
     assert policy_sha(dict(reversed(chosen.items()))) == policy_sha(chosen)
 
 
+# A model was trained for its features in their order.
+def test_features_in_another_order_are_another_policy() -> None:
+    assert sha(stream(features=["x", "y"])) != sha(stream(features=["y", "x"]))
+    view, void = taken(policy(stream(features=["y", "x"])))
+    assert void == []
+    assert view.settings[view.policies["pumps"]].feature_names == ("y", "x")
+
+
 def test_the_newest_of_a_chain_stands() -> None:
     view, void = taken(
         champion("b1"),

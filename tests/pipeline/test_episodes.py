@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.alerts import Alert
-from pipeline.episodes import FIRED, NOTHING, RESOLVED, clear, frozen, step
+from pipeline.episodes import FIRED, FIRING, NOTHING, RESOLVED, clear, frozen, impose, step
 from pipeline.policy import judge_policy
 from pipeline.series import Layout
 
@@ -36,6 +36,12 @@ class Episodes:
             self.second += 1
             changes.append(step(self.row, self.second * S, score, last_score, self.policy))
         return changes
+
+    def follow(self, *rows: tuple[tuple[float, float], int, int]) -> None:
+        """Rows that were judged before: their scores now, what they did then, and the start of what fired."""
+        for (score, last_score), change, start_ns in rows:
+            self.second += 1
+            impose(self.row, self.second * S, score, last_score, self.policy, change, start_ns)
 
     def frozen(self) -> bool:
         return frozen(self.row, self.second * S, self.policy)
@@ -207,3 +213,128 @@ def test_each_alert_fires_once_resolves_at_most_once_and_none_overlap(
 def is_open(feed: Feed, series: str, kind: str) -> bool:
     row = feed.row(series)
     return bool(row["episode"] == 2 if kind == "anomaly" else row["silent"] == 1)
+
+
+# Rows that are read again do what they did, though their errors may be a rounding away from what they were.
+
+BELOW, ABOVE = 1 - 1e-7, 1 + 1e-7
+
+
+def judged(rows: list[tuple[float, float]], **rules: object) -> tuple[Episodes, list[tuple[int, int]]]:
+    """What rows did, each with the start of the episode that it was in then."""
+    live, done = Episodes(**rules), []
+    for row in rows:
+        [change] = live.take(row)
+        done.append((change, int(live.row.start_ns)))
+    return live, done
+
+
+def read_again(rows: list[tuple[float, float]], done: list[tuple[int, int]], **rules: object) -> Episodes:
+    again = Episodes(**rules)
+    again.follow(*((row, *did) for row, did in zip(rows, done, strict=True)))
+    return again
+
+
+def test_rows_judged_alike_leave_the_same_state() -> None:
+    rows = [STEADY, BURST, ECHO, BURST, STEADY, STEADY, ECHO, STEADY, BURST]
+    rules = {"recovery": 2, "refractory": "2s"}
+
+    live, done = judged(rows, **rules)
+
+    assert [change for change, _ in done if change != NOTHING] == [FIRED, RESOLVED, FIRED]
+    assert read_again(rows, done, **rules).row.tobytes() == live.row.tobytes()
+
+
+def test_a_row_that_fired_fires_again_though_it_is_below_the_line_now() -> None:
+    again = read_again([STEADY, (BELOW, BELOW)], [(NOTHING, 0), (FIRED, 2 * S)])
+
+    assert (again.row.episode, again.row.start_ns, again.row.revision) == (FIRING, 2 * S, 1)
+    assert again.frozen()
+
+
+def test_what_fires_again_has_a_peak_of_its_own() -> None:
+    rows, rules = [BURST, STEADY, (BELOW, BELOW)], {"recovery": 1}
+
+    again = read_again(rows, [(FIRED, 1 * S), (RESOLVED, 1 * S), (FIRED, 3 * S)], **rules)
+
+    assert again.row.peak == BELOW
+
+
+# Its first row was above the line by far: what the series is frozen for counts from there.
+def test_a_pending_series_that_fired_is_frozen_from_where_it_rose_above_the_line() -> None:
+    again = read_again([BURST, (BELOW, HIGH)], [(NOTHING, 1 * S), (FIRED, 1 * S)], **{"for": 2})
+
+    assert (again.row.episode, again.row.start_ns, again.row.above_ns) == (FIRING, 1 * S, 1 * S)
+
+
+def test_a_row_that_did_not_fire_does_not_though_it_is_above_the_line_now() -> None:
+    again = read_again([STEADY, (ABOVE, ABOVE)], [(NOTHING, 0)] * 2)
+
+    assert again.row.episode != FIRING
+    assert not again.frozen()
+    assert again.take(BURST) == [FIRED]
+    assert again.row.start_ns == 3 * S
+
+
+# The window still holds a spike. Had the newest row, which is at its own line, been above it, it had fired.
+def test_an_echo_that_did_not_fire_leaves_the_series_quiet_until_its_window_came_down() -> None:
+    rows = [BURST, ECHO, (HIGH, ABOVE)]
+
+    again = read_again(rows, [(FIRED, 1 * S), (RESOLVED, 1 * S), (NOTHING, 0)], recovery=1)
+
+    assert again.take(ECHO, ECHO) == [NOTHING, NOTHING]
+    assert again.take(STEADY, ECHO) == [NOTHING, FIRED]
+
+
+def test_an_episode_that_was_not_over_goes_on_though_it_would_be_now() -> None:
+    again = read_again([BURST, (HIGH, BELOW)], [(FIRED, 1 * S), (NOTHING, 0)], recovery=1, refractory="50s")
+
+    assert (again.row.episode, again.row.start_ns, again.row.revision) == (FIRING, 1 * S, 1)
+    assert again.frozen()
+    assert again.take(STEADY) == [RESOLVED]
+    assert again.row.revision == 2
+    assert again.take(*[BURST] * 49) == [NOTHING] * 49
+    assert again.take(BURST) == [FIRED]
+
+
+def test_an_episode_that_was_over_is_though_it_would_not_be_now() -> None:
+    rows = [BURST, (HIGH, ABOVE)]
+
+    again = read_again(rows, [(FIRED, 1 * S), (RESOLVED, 1 * S)], recovery=1, refractory="5s")
+
+    assert (again.row.episode, again.row.revision) == (0, 2)
+    assert again.take(*[BURST] * 5) == [NOTHING] * 4 + [FIRED]
+
+
+TIED = st.sampled_from([LOW, HIGH, 1.0])
+
+
+@settings(deadline=None, derandomize=True, max_examples=300 if COMPILED else 60)
+@given(
+    rows=st.lists(st.tuples(TIED, TIED), max_size=25),
+    rules=st.fixed_dictionaries(
+        {
+            "for": st.integers(1, 3),
+            "recovery": st.integers(1, 3),
+            "refractory": st.sampled_from(["0s", "4s"]),
+        }
+    ),
+    draw=st.data(),
+)
+def test_rows_at_the_line_do_what_they_did_whichever_way_they_fall_now(
+    rows: list[tuple[float, float]], rules: dict[str, object], draw: st.DataObject
+) -> None:
+    def fallen() -> list[tuple[float, float]]:
+        side = st.sampled_from([BELOW, ABOVE])
+        return [tuple(draw.draw(side) if one == 1.0 else one for one in row) for row in rows]
+
+    live, again = Episodes(**rules), Episodes(**rules)
+    for then, now in zip(fallen(), fallen(), strict=True):
+        [change] = live.take(then)
+        again.follow((now, change, int(live.row.start_ns)))
+
+        assert (again.row.episode == FIRING) == (live.row.episode == FIRING)
+        assert again.row.quiet_until_ns == live.row.quiet_until_ns
+        if live.row.episode == FIRING:
+            assert (again.row.start_ns, again.row.revision) == (live.row.start_ns, live.row.revision)
+            assert again.frozen() == live.frozen()

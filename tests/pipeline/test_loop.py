@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from working import AT, NORMAL, ODD, Plant, Running, assert_exactly_once, plant_at, revisions
+from working import AT, NORMAL, ODD, Plant, Running, assert_exactly_once, plant_at, settings
 
 from pipeline.errors import BusDown, BusError, BusFull
+from pipeline.journal import InForce
 from pipeline.ports import PutResult
 from pipeline.records import Assigned
 from pipeline.state.embedded import EmbeddedServer
@@ -620,6 +619,30 @@ def test_a_champion_that_cannot_be_had_changes_nothing_and_is_said(plant: Plant)
     assert (running.status.message, running.status.bundle_id) == ("scoring", "bundle-3")
 
 
+# The model in use was loaded for rows under the policy before.
+def test_a_policy_that_no_model_can_be_had_for_waits_and_detection_goes_on(plant: Plant) -> None:
+    plant.produce(NORMAL, NORMAL)
+    running = plant.worker().read_all()
+    model = plant.desk.shelf.bundles.pop("bundle-1")
+    plant.desk.apply(settings(alerts={"recovery": 3}))
+
+    running.later(1).later(1)
+    plant.produce(ODD)
+    running.turn()
+
+    assert len(plant.alerts()) == 1
+    assert "goes on as it is" in running.status.message
+    assert [entry.next_offset for entry in plant.journal() if isinstance(entry, InForce)] == [0]
+    assert len(running.notices) == 1
+
+    plant.desk.shelf.bundles["bundle-1"] = model
+    running.later(1)
+    plant.produce(NORMAL, NORMAL, NORMAL)
+    running.turn()
+    assert [alert.source.offset for alert in plant.alerts()] == [2, 5]
+    assert running.status.message == "scoring"
+
+
 def test_a_first_model_that_is_missing_is_waited_for(untrained: Plant) -> None:
     plant = untrained
     plant.desk.promote("bundle-of-nobody", missing=True)
@@ -720,64 +743,3 @@ def test_records_to_read_again_are_said(plant: Plant) -> None:
 
     assert ("reading again", "5 records to read again before going live") in states
     assert plant.alerts() == []
-
-
-# All of it
-
-EVENTS = st.lists(st.sampled_from([NORMAL, NORMAL, NORMAL, ODD, BAD]), min_size=1, max_size=6)
-STEPS = st.one_of(
-    st.tuples(st.just("produce"), EVENTS, st.sampled_from("abc"), st.integers(0, 1)),
-    st.tuples(st.just("turn"), st.integers(1, 3)),
-    st.tuples(st.just("later"), st.sampled_from([0.5, 1.0, 5.0])),
-    st.tuples(st.just("killed"), st.integers(1, 7)),
-    st.tuples(st.just("stopped"), st.integers(1, 7)),
-    st.tuples(st.just("store lost")),
-    st.tuples(st.just("store down")),
-    st.tuples(st.just("reply lost")),
-)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(steps=st.lists(STEPS, max_size=25), events=st.sampled_from(["plain", "silent", "grid"]))
-def test_whatever_happens_alerts_letters_and_bins_are_those_of_an_uninterrupted_run(
-    valkey_url: str, steps: list[tuple], events: str
-) -> None:
-    kinds = {"plain": {}, "silent": {"silent_after": "20s"}, "grid": {"every": "3s"}}
-    with plant_at(valkey_url, partitions=2, events={"features": ["x"], **kinds[events]}) as plant:
-        running = plant.worker(max_records=3)
-        for name, *arguments in steps:
-            match name:
-                case "produce":
-                    values, series, partition = arguments
-                    plant.produce(*values, series=series, partition=partition)
-                case "turn":
-                    running.turn(*arguments)
-                case "later":
-                    running.later(*arguments)
-                case "killed" | "stopped":
-                    running.leave() if name == "killed" else running.stop()
-                    running = plant.worker(max_records=arguments[0])
-                case "store lost":
-                    plant.flush_store()
-                case "store down":
-                    running.store.down ^= {0, 1}
-                case "reply lost":
-                    running.store.losing_replies = 1
-        running.store.down.clear()
-        running.clock.now_s += 10
-        running.read_all().turn()
-
-        published, expected = plant.alerts(), []
-        letters, bins = [], np.zeros(10, np.int64)
-        for partition in range(2):
-            alerts, buried, state = plant.uninterrupted(partition)
-            expected += alerts
-            letters += [(partition, letter.offset) for letter in buried]
-            bins += state.counters.bins
-        assert revisions(published) == revisions(expected)
-        assert sorted(alert.source.offset for alert in published) == sorted(
-            alert.source.offset for alert in expected
-        )
-        assert sorted((letter.partition[1], letter.offset) for letter in plant.letters()) == sorted(letters)
-        assert list(running.status.bins.values()) == bins.tolist()
-        running.leave()

@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from servers import free_port
 
 from pipeline.errors import ConfigError
-from pipeline.status import Status
 from pipeline.metrics import METRICS, StatusCollector, serve
+from pipeline.status import Status
 
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
 STATUS = Status(

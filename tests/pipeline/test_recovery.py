@@ -306,3 +306,14 @@ def test_a_row_made_otherwise_begins_every_series_anew(plant: Plant) -> None:
     assert running.bins == {"warming": 2, "scored": 3}
     running.later(5).leave()
     assert plant.worker().turn(3).bins == {"warming": 2, "scored": 3}
+
+
+# It was known to the journal alone until then: it closes once, and for the one reason.
+def test_an_alert_that_a_policy_closes_at_a_takeover_is_not_lost_as_well(plant: Plant) -> None:
+    plant.produce(NORMAL, NORMAL, ODD)
+    plant.worker().read_all().leave()
+    plant.desk.apply(settings(model={"window": 3}))
+
+    plant.worker().read_all().turn()
+
+    assert ended(plant)[1:] == [("a", 2, "resolved", "policy changed")]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 
 import msgspec
 import numpy as np
 import pytest
-from feeding import Feed, reading, stream
+from feeding import COMPILED, Feed, batch, reading, stream
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.policy import NEVER
 from pipeline.records import BUCKET_ROWS, PackedRows
@@ -240,12 +243,76 @@ class TestUnpacking:
 
         assert PartitionState.unpack(feed.detector.layout, damaged) is None
 
+    # Nothing writes this, and who meets it all the same makes the state anew.
+    def test_rows_that_are_not_as_long_as_their_header_says_are_not_read(self) -> None:
+        feed, other = Feed(stream()), Feed(stream(window=3))
+        feed.send(reading("a", 0))
+        other.send(reading("a", 0))
+        rows = other.state.pack(whole=True)
+
+        mixed = dataclasses.replace(rows, header=feed.state.pack(whole=True).header)
+
+        assert PartitionState.unpack(feed.detector.layout, mixed) is None
+
     def test_settings_that_change_no_bytes_keep_the_state(self) -> None:
         feed, packed = self.stored()
 
         other = stream(labels=["site"], max_series=5, gap="1h", silent_after="5m", rules={"for": 5})
         assert PartitionState.unpack(Layout.of(other), packed) is not None
         assert feed.detector.layout.name == Layout.of(other).name
+
+
+def checksum_after(*offsets: int) -> int:
+    """Of a series that saw these records, in this order."""
+    feed = Feed(stream())
+    for offset in offsets:
+        feed.take(batch([reading("a", 0)], first_offset=offset))
+    return int(feed.row("a")["checksum"])
+
+
+class TestTheRollingChecksum:
+    @settings(derandomize=True, deadline=None, max_examples=50 if COMPILED else 10)
+    @given(offsets=st.lists(st.integers(0, 10**9), min_size=2, max_size=8, unique=True), draw=st.data())
+    def test_one_missed_doubled_or_swapped_record_shows(
+        self, offsets: list[int], draw: st.DataObject
+    ) -> None:
+        right, at = sorted(offsets), draw.draw(st.integers(0, len(offsets) - 2))
+        missed = right[:at] + right[at + 1 :]
+        doubled = right[: at + 1] + right[at:]
+        swapped = [*right[:at], right[at + 1], right[at], *right[at + 2 :]]
+
+        assert len({checksum_after(*each) for each in (right, missed, doubled, swapped)}) == 4
+
+    def test_records_of_other_series_are_no_part_of_it(self) -> None:
+        feed = Feed(stream())
+
+        feed.send(reading("a", 0), reading("b", 1), reading("a", 2))
+
+        assert feed.row("a")["checksum"] == checksum_after(0, 2)
+
+    def test_late_records_and_duplicates_are(self) -> None:
+        feed, other = Feed(stream()), Feed(stream())
+        feed.send(reading("a", 5), reading("a", 5), reading("a", 1), reading("a", 6))
+        other.send(reading("a", 5), b"?", b"?", reading("a", 6))
+
+        assert feed.window("a") == other.window("a")
+        assert feed.row("a")["checksum"] != other.row("a")["checksum"]
+
+    def test_a_series_that_begins_anew_begins_it_anew(self) -> None:
+        feed = Feed(stream(forget_after="100s"))
+
+        feed.each(reading("a", 0), reading("b", 500), reading("a", 501))
+
+        assert feed.row("a")["checksum"] == 2 + 1
+
+    def test_it_is_stored_with_the_row(self) -> None:
+        feed = Feed(stream())
+        feed.send(reading("a", 0), reading("a", 1))
+
+        restored = PartitionState.unpack(feed.detector.layout, feed.state.pack(whole=True))
+
+        assert restored is not None
+        assert restored.rows[restored.index["a"]]["checksum"] == checksum_after(0, 1) > 0
 
 
 class TestBytes:

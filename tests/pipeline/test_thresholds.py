@@ -21,7 +21,7 @@ def a_policy(**threshold: object) -> JudgePolicy:
 
 
 def started(mean: float, sd: float, rows: float) -> np.void:
-    row: np.void = Layout(2, 1, 0, 1).arrays(1).rows[0]
+    row: np.void = Layout(2, 1, 0, 1, "").arrays(1).rows[0]
     start(row, np.array([mean, sd, 2 * mean, 2 * sd, rows]))
     return row
 

@@ -1,0 +1,292 @@
+"""An installation on a real bus with the load in its topic, its workers, and what was seen of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+
+import pipeline.bus
+from offbeat import app
+from offbeat.controls import Control
+from pipeline import config
+from pipeline.bus.kafka_transactions import HUNG_EXIT_CODE
+from pipeline.errors import BusDown
+from pipeline.ports import Broker
+
+from . import load
+from .load import STREAM
+from .words import Claimed, Committed, Noticed, Orders, Reached, Said
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 60.0
+"""So long a worker may say nothing."""
+SESSION_MS = 1_500
+"""Without a heartbeat for so long a worker on Kafka has lost its partitions."""
+OTHERS_COMMITS = 5
+"""Of the worker that took over, before the stopped one goes on."""
+
+
+@dataclass
+class Place:
+    """An installation; ``bundles`` are in its registry, the first one is the champion at first."""
+
+    folder: Path
+    namespace: str
+    bus: str
+    registry: Path
+    bundles: tuple[str, str]
+    broker: Broker
+    settings: config.Config
+    records: int = 0
+    decided: int = 0
+
+    @property
+    def path(self) -> Path:
+        """The configuration file."""
+        return self.folder / "offbeat.yaml"
+
+    @property
+    def topic(self) -> str:
+        """The input topic."""
+        return self.settings.stream(STREAM).topic
+
+    def committed(self) -> dict[int, int]:
+        """The group's next offsets."""
+        return dict(self.broker.admin().committed(self.settings.group(STREAM), self.topic))
+
+    def decide(self) -> None:
+        """Another bundle, or another policy."""
+        turn, policy = divmod(self.decided, 2)
+        self.decided += 1
+        number = (turn + 1) % len(load.POLICIES)
+        settings = config.parse(
+            load.settings_text(self.namespace, self.bus, self.folder, self.registry, number)
+        )
+        control = Control(settings, self.broker, "the kill suite")
+        if policy:
+            control.apply(STREAM, "to be killed with")
+        else:
+            control.promote(STREAM, self.bundles[(turn + 1) % 2], "to be killed with")
+
+
+@contextmanager
+def place_at(kafka: str | None, folder: Path, registry: Path, bundles: tuple[str, str]) -> Iterator[Place]:
+    """A new installation under ``folder`` with the whole load in its topic.
+
+    On the Kafka broker at ``kafka``, or on an SQLite file.
+    """
+    namespace = f"n{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
+    bus = f"kafka://{kafka}?session_timeout_ms={SESSION_MS}" if kafka else f"sqlite:///{folder}/bus.db"
+    text = load.settings_text(namespace, bus, folder, registry, 0)
+    settings = config.parse(text)
+    with closing(pipeline.bus.connect(bus)) as broker:
+        place = Place(folder, namespace, bus, registry, bundles, broker, settings)
+        place.path.write_text(text)
+        broker.admin().create(
+            [*app.input_topics(settings, [STREAM], load.PARTITIONS), *app.output_topics(settings)]
+        )
+        control = Control(settings, broker, "the kill suite")
+        control.apply(STREAM, "to begin with")
+        control.promote(STREAM, bundles[0], "to begin with")
+        producer, sends = broker.producer(), load.sends(place.topic)
+        while batch := list(islice(sends, load.STORED * load.PARTITIONS)):
+            producer.send(batch)
+            producer.flush()
+            place.records += len(batch)
+        yield place
+
+
+class Worker:
+    """A worker process; a thread passes on what it says, and None at its end."""
+
+    def __init__(self, orders: Orders, said: queue.Queue[tuple[Worker, Said | None]]) -> None:
+        self.orders = orders
+        self.reached = self.ended = False
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "faults.worker", msgspec.json.encode(orders).decode()],
+            cwd=ROOT,
+            env=os.environ
+            | {"PYTHONFAULTHANDLER": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+            stdout=subprocess.PIPE,
+        )
+        self._thread = threading.Thread(target=self._listen, args=(said,), daemon=True)
+        self._thread.start()
+
+    def _listen(self, said: queue.Queue[tuple[Worker, Said | None]]) -> None:
+        decoder: msgspec.json.Decoder[Said] = msgspec.json.Decoder(Said)
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                said.put((self, decoder.decode(line)))
+        self.process.wait()
+        said.put((self, None))
+
+    def wait_until_stopped(self) -> None:
+        """Return once the process, which has reached its point, is stopped; raises where it ended instead."""
+        found = os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if found is None or found.si_code != os.CLD_STOPPED:
+            raise AssertionError(f"{self.orders}: the worker ended before it came to the point")
+
+    def go_on(self) -> None:
+        """Let a stopped process go on."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """See that nothing is left of it."""
+        self.process.kill()
+        self._thread.join()
+
+
+@dataclass
+class Run:
+    """Workers on a place, one after another or side by side, and what was seen of them.
+
+    Attributes:
+        position: records of all partitions that are known to be committed.
+        wrong: what was seen that must never be.
+        reread: by how many records the states that were claimed lay behind the committed positions.
+        notices: sentences of the workers.
+        commits: by each worker, that moved the position.
+    """
+
+    place: Place
+    deciding: bool = True
+    positions: dict[int, int] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    reread: list[int] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    commits: dict[int, int] = field(default_factory=dict)
+    workers: list[Worker] = field(default_factory=list)
+    said: queue.Queue[tuple[Worker, Said | None]] = field(default_factory=queue.Queue)
+
+    @property
+    def position(self) -> int:
+        return sum(self.positions.values())
+
+    def start(self, orders: Orders) -> Worker:
+        """Start a worker."""
+        worker = Worker(orders, self.said)
+        self.workers.append(worker)
+        return worker
+
+    def follow(self, until: Callable[[], bool]) -> None:
+        """Take in what workers say, and decide what is due, until something holds."""
+        while not until():
+            try:
+                worker, word = self.said.get(timeout=DEADLINE_S)
+            except queue.Empty:
+                raise AssertionError(f"nobody said anything for {DEADLINE_S} s\n{self._hanging()}") from None
+            self._take(worker, word)
+
+    def _hanging(self) -> str:
+        """What was told last; the workers that live write where their threads are."""
+        for worker in self.workers:
+            if not worker.ended:
+                worker.process.send_signal(signal.SIGABRT)
+                worker.process.wait()
+        return self.told()
+
+    def _take(self, worker: Worker, word: Said | None) -> None:
+        match word:
+            case None:
+                worker.ended = True
+            case Reached():
+                worker.reached = True
+            case Committed(positions):
+                before = self.position
+                for partition, offset in positions.items():
+                    self.positions[partition] = max(offset, self.positions.get(partition, 0))
+                if self.position > before:
+                    self.commits[worker.process.pid] = self.commits.get(worker.process.pid, 0) + 1
+                due = (self.place.decided + 1) * self.place.records // (load.CHANGES + 1)
+                if self.deciding and self.place.decided < load.CHANGES and self.position >= due:
+                    self.place.decide()
+            case Claimed(partition, offset):
+                committed = self.place.committed().get(partition, 0)
+                self.reread.append(committed - (offset or 0))
+                if offset is not None and offset > committed:
+                    self.wrong.append(f"partition {partition}: state at {offset}, committed is {committed}")
+            case Noticed(text):
+                self.notices.append(text)
+
+    def told(self) -> str:
+        """What workers had to tell people, the end of it."""
+        return "\n".join(self.notices[-20:])
+
+    def close(self) -> None:
+        """End what is left of the workers."""
+        for worker in self.workers:
+            worker.close()
+
+
+@contextmanager
+def running(place: Place, *, deciding: bool = True) -> Iterator[Run]:
+    """Workers on a place, none of which is left at the end."""
+    run = Run(place, deciding)
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+def cut_short(run: Run, cuts: list[Orders]) -> list[float]:
+    """Let one worker after another live until its point, and a last one to the end.
+
+    Returns the seconds from each death to the first newly settled batch of the next worker.
+    """
+    last = Orders(config=cuts[0].config, naive=cuts[0].naive)
+    recoveries: list[float] = []
+    died_at = 0.0
+    for number, orders in enumerate([*cuts, last]):
+        worker = run.start(orders)
+        if number:
+            before = run.position
+            run.follow(lambda worker=worker, before=before: worker.ended or run.position > before)
+            recoveries.append(time.monotonic() - died_at)
+        run.follow(lambda worker=worker: worker.ended)
+        died_at = time.monotonic()
+        expected = 0 if orders.point is None else -signal.SIGKILL
+        if worker.process.returncode != expected:
+            raise AssertionError(f"{orders}: exit {worker.process.returncode}\n{run.told()}")
+        run.positions.update(run.place.committed())
+    return recoveries
+
+
+def cut_off(run: Run, orders: Orders) -> float:
+    """Stop a worker at its point, let another take over and get on, let the first go on, and both end.
+
+    Returns the seconds from the stop to the other's first newly settled batch; NaN where the stopped one
+    holds the bus's lock, so that nobody can take over.
+    """
+    stopped = run.start(orders)
+    run.follow(lambda: stopped.reached or stopped.ended)
+    stopped.wait_until_stopped()
+    stopped_at = time.monotonic()
+    run.positions.update(run.place.committed())
+    before, recovery = run.position, math.nan
+    other = run.start(Orders(config=orders.config, slot=orders.slot + 1))
+    run.follow(lambda: other.ended or run.position > before)
+    if not other.ended:
+        recovery = time.monotonic() - stopped_at
+        run.follow(lambda: run.commits[other.process.pid] >= OTHERS_COMMITS)
+    stopped.go_on()
+    run.follow(lambda: other.ended and stopped.ended)
+    codes = stopped.process.returncode, other.process.returncode
+    if codes not in {(0, 0), (HUNG_EXIT_CODE, 0), (0, BusDown.exit_code)}:
+        raise AssertionError(f"{orders}: exits {codes}\n{run.told()}")
+    return recovery

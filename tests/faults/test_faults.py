@@ -1,0 +1,108 @@
+"""Workers that are killed or stopped at any point lose nothing, double nothing and store nothing wrong.
+
+A part of the suite; ``make faults`` runs all of it. Each of these tests fails when one of the four is taken
+out: reading again in silence, state after the commit, following the journal, the journal within the commit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from faults import load
+from faults.place import cut_short, place_at, running
+from faults.suite import SEEN, Fault, judged, suffer
+from faults.words import Orders, Point
+
+IN_TURN = (
+    (Point.SCORED, 6),
+    (Point.SENT, 8),
+    (Point.OFFSETS, 10),
+    (Point.ASKED, 7),
+    (Point.CONTROL, 1),  # a model and a policy are taken in by turns
+    (Point.COMMITTED, 1),  # before a checkpoint: the next worker reads on both sides of the change
+    (Point.CONTROL, 1),
+    (Point.CONTROL, 1),
+    (Point.SCRIPT, 6),
+    (Point.WRITTEN, 6),
+    (Point.COMMITTED, 7),
+    (Point.HALF, 1),
+    (Point.DRAFT, 5),
+)
+"""Where one worker after another is killed, and after how many commits of its own."""
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, str]]:
+    """Two trained bundles."""
+    folder = tmp_path_factory.mktemp("models")
+    return folder, load.learn(folder)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
+def kafka(request: pytest.FixtureRequest) -> str | None:
+    """The broker of the bus, None for an SQLite file."""
+    return request.getfixturevalue("kafka_bootstrap") if request.param == "kafka" else None
+
+
+@pytest.mark.timeout(300)
+def test_a_worker_killed_at_every_point_in_turn_loses_and_doubles_nothing(
+    kafka: str | None, registry: tuple[Path, tuple[str, str]], tmp_path: Path
+) -> None:
+    with place_at(kafka, tmp_path / "place", *registry) as place:
+        with running(place) as run:
+            cut_short(run, [Orders(config=str(place.path), point=p, after=after) for p, after in IN_TURN])
+        verdict = judged(place, run)
+
+    assert (verdict.lost, verdict.doubled, verdict.wrong) == (0, 0, []), run.told()
+    assert not verdict.ties
+    assert max(run.reread) > 0, "no state lay behind: nothing was read again"
+    assert verdict.changes >= load.CHANGES
+    assert verdict.snapshots > 0
+    assert verdict.outputs > 500
+    assert verdict.reasons >= {
+        "error above its threshold",
+        "no events",
+        "recovered",
+        "gone",
+        "policy changed",
+    }
+    assert all(verdict.bins[each] for each in ("merged", "late", "duplicate", "dead_lettered", "warming"))
+    assert verdict.bins.total() == place.records
+
+
+@pytest.mark.timeout(300)
+def test_a_worker_stopped_past_its_session_and_let_go_on_loses_and_doubles_nothing(
+    kafka: str | None, registry: tuple[Path, tuple[str, str]], tmp_path: Path
+) -> None:
+    # On Kafka it has outputs of a lost session to commit, on SQLite a state of a lost lease to store.
+    point = Point.SCORED if kafka else Point.SCRIPT
+
+    outcome = suffer(Fault(point, stop=True), kafka, tmp_path / "place", *registry)
+
+    verdict = outcome.verdict
+    assert (verdict.lost, verdict.doubled, verdict.wrong) == (0, 0, [])
+    assert not verdict.ties
+
+
+@pytest.mark.timeout(300)
+def test_a_naive_worker_doubles_what_it_sent_before_the_offsets(
+    registry: tuple[Path, tuple[str, str]], tmp_path: Path
+) -> None:
+    """The suite can see."""
+    outcome = suffer(Fault(Point.SENT, naive=True), None, tmp_path / "place", *registry)
+
+    assert outcome.verdict.doubled >= SEEN
+    assert outcome.verdict.lost == 0
+
+
+@pytest.mark.timeout(300)
+def test_a_naive_worker_loses_what_it_committed_before_the_checkpoint(
+    registry: tuple[Path, tuple[str, str]], tmp_path: Path
+) -> None:
+    """The suite can see."""
+    outcome = suffer(Fault(Point.COMMITTED, naive=True), None, tmp_path / "place", *registry)
+
+    assert outcome.verdict.lost >= SEEN
+    assert len(outcome.verdict.wrong) >= SEEN

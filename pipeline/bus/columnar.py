@@ -12,15 +12,14 @@ import inspect
 import logging
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import kafka
 import kafka.errors as kafka_errors
-from kafka import TopicPartition as KafkaPartition
-from kafka.consumer.fetcher import CompletedFetch, Fetcher
+from kafka.consumer.fetcher import Fetcher
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record.memory_records import MemoryRecords
 
@@ -39,15 +38,15 @@ MORE_BYTES = 1_048_576
 MOST_BYTES = 33_554_432
 UNKNOWN_END = 2**63 - 1
 SILENT_S = 60.0
-"""A broker that for so long gives nothing of what it says it has cannot find it in its log."""
-SILENT_POLLS = 10
-PROBE_S = 0.5
+SILENT_ANSWERS = 10
+PROBE_ANSWERS = 3
+"""How long and how often answers may leave out what is there: partitions share the bytes of an answer."""
 UNREADABLE_CODES = tuple(
     error.errno
     for error in (kafka_errors.CorruptRecordError, kafka_errors.InvalidRecordError, kafka_errors.UnknownError)
 )
 """What brokers answer where the begin of a batch is damaged; the last one is any fault of theirs."""
-FETCHER_NAMES = ("_parse_fetched_data", "_fetchable_partitions", "_completed_fetches", "PartitionRecords")
+FETCHER_NAMES = ("_parse_fetched_data", "PartitionRecords")
 UNREADABLE = "the broker cannot read its log there"
 
 log = logging.getLogger(__name__)
@@ -62,8 +61,8 @@ class _Trace:
         sound: a sound batch ends here, so that none can begin below.
         step: how far the last damage was skipped without knowing where it ends; 0 where it was not.
         doubted: what came could not be judged by what came with it, so that this fetch is the second look.
-        silent_since: since then the broker has had records here, as it says, and has given none.
-        silent_polls: and so many polls have been made meanwhile.
+        silent_since: since then the broker says that it has records here, and gives none.
+        silent_answers: and so often it has said so.
     """
 
     offset: int
@@ -71,7 +70,17 @@ class _Trace:
     step: int = 0
     doubted: bool = False
     silent_since: float | None = None
-    silent_polls: int = 0
+    silent_answers: int = 0
+
+    def silence(self) -> bool:
+        """One more such answer; whether that is enough to say that the broker cannot find them in its log."""
+        now = time.monotonic()
+        if self.silent_since is None:
+            self.silent_since = now
+        self.silent_answers += 1
+        if self.step:  # behind damage there is more of it to be expected
+            return self.silent_answers >= PROBE_ANSWERS
+        return self.silent_answers >= SILENT_ANSWERS and now - self.silent_since >= SILENT_S
 
 
 class Taken:
@@ -165,28 +174,6 @@ class Columns:
         """The log can be read up to there: skipping damage never leads beyond."""
         self._ends[partition] = end_offset
 
-    def break_silence(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Call before each poll: a broker that keeps silent about records that it has cannot find them.
-
-        It does not even answer for such a partition, because nothing has changed since its last answer.
-        """
-        if not self.in_use:
-            return
-        now = time.monotonic()
-        for partition, offset in positions.items():
-            trace = self.trace(partition, offset)
-            if trace.silent_since is None or self._ends.get(partition, 0) <= offset:
-                trace.silent_since, trace.silent_polls = now, 0
-            trace.silent_polls += 1
-            patience_s = (
-                PROBE_S if trace.step else SILENT_S
-            )  # behind damage there is more of it to be expected
-            if now - trace.silent_since > patience_s and trace.silent_polls > SILENT_POLLS:
-                trace.silent_since = None
-                if KafkaPartition(*partition) in self._fetcher._fetchable_partitions():  # noqa: SLF001 - none waits
-                    answer = CompletedFetch(KafkaPartition(*partition), offset, 0, _Unreadable(), None)
-                    self._fetcher._completed_fetches.append(answer)  # noqa: SLF001 - as an answer comes
-
     def _parsed(self, parse: Callable[[Any], Any], completed: Any) -> Any:  # noqa: ANN401 - no types
         """In place of the client's method: passes on where the log ends, and what the broker cannot read."""
         data, partition = completed.partition_data, TopicPartition(*completed.topic_partition)
@@ -194,9 +181,15 @@ class Columns:
         if told:
             self.reaches(partition, min(told))
         end_offset = self._ends.get(partition, 0)
-        unreadable = data.error_code in UNREADABLE_CODES and end_offset > completed.fetched_offset
+        trace = self.trace(partition, completed.fetched_offset)
+        if data.records or end_offset <= trace.offset:
+            unreadable = False
+        elif data.error_code:
+            unreadable = data.error_code in UNREADABLE_CODES
+        else:
+            unreadable = trace.silence()
         if unreadable:
-            completed = completed._replace(partition_data=_Unreadable(error_code=0))
+            completed = completed._replace(partition_data=_Unreadable())
         damage = UNREADABLE if unreadable else ""
         self._fetcher.PartitionRecords = partial(self.records, end_offset=end_offset, damage=damage)
         return parse(completed)
@@ -204,9 +197,9 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class _Unreadable:
-    """An answer of a broker that cannot read its log, as the client's own are."""
+    """The answer of a broker that cannot read its log, as one that brought nothing."""
 
-    error_code: int = kafka_errors.CorruptRecordError.errno
+    error_code: int = 0
     records: bytes = b""
     high_watermark: int = -1
     last_stable_offset: int = -1

@@ -188,10 +188,6 @@ class KafkaBus:
     def _fetch(self, max_records: int, timeout_s: float) -> Mapping[Any, list[Any]]:
         """Poll the client; a partition whose position is not in the log any more is announced anew."""
         self._mend_join()
-        positions = {
-            p: owned.next_offset for p, owned in self._owned.items() if owned.next_offset is not None
-        }
-        self._columns.break_silence(positions)
         with self._link.talking(f"polling as {self._group}"):
             try:
                 fetched: Mapping[Any, list[Any]] = self._consumer.poll(

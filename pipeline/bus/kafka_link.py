@@ -97,6 +97,7 @@ class Link:
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 fetch_max_wait_ms=100,
+                enable_incremental_fetch_sessions=False,  # they leave out partitions that nothing came of
                 metrics_enabled=False,
                 **more,
             )

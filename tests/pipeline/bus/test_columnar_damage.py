@@ -344,7 +344,6 @@ def test_damage_on_a_brokers_disk_is_skipped_with_its_range_told(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, damage: str, start: int
 ) -> None:
     monkeypatch.setattr(columnar, "SILENT_S", 0.5)
-    monkeypatch.setattr(columnar, "PROBE_S", 0.0)
     topic, segment = disk.write()
     at = TopicPartition(topic, 0)
     byte, data = DAMAGE[damage]

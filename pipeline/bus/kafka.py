@@ -12,9 +12,10 @@ import kafka.errors as kafka_errors
 from kafka import OffsetSpec
 from kafka import TopicPartition as KafkaPartition
 
+from pipeline.bus.columnar import Columns
 from pipeline.bus.kafka_group import KafkaBus
 from pipeline.bus.kafka_link import Link, Topics, enqueue, oversized
-from pipeline.bus.kafka_records import columns
+from pipeline.bus.kafka_records import joined
 from pipeline.bus.kafka_transactions import Watchdog
 from pipeline.errors import NotFound
 from pipeline.records import Bounds, BusInfo, RecordBatch, Send, TopicPartition, TopicSpec
@@ -138,6 +139,7 @@ class PlainReader:
         self._link = link
         self._topics = topics
         self._consumer = link.consumer(group_id=None)
+        self._columns = Columns(skip_corrupt=link.skip_corrupt).attach(self._consumer)
 
     def bounds(self, topic: str) -> Mapping[int, Bounds]:
         """What each partition of ``topic`` holds, up to the first pending transaction."""
@@ -173,9 +175,9 @@ class PlainReader:
                 fetched = self._consumer.poll(timeout_ms=round(timeout_s * 1_000), max_records=max_records)
             except kafka_errors.OffsetOutOfRangeError:
                 [first] = self._consumer.beginning_offsets([kafka_partition]).values()
-                return columns(partition, (), max(first, next_offset))
+                return joined(partition, (), max(first, next_offset))
         position = self._consumer.position(kafka_partition, timeout_ms=0)
-        return columns(partition, fetched.get(kafka_partition, ()), position)
+        return joined(partition, fetched.get(kafka_partition, ()), position)
 
     def close(self) -> None:
         """End the connection."""
@@ -193,12 +195,16 @@ class PlainReader:
         if wanted not in assigned:
             self._known(partition)
             self._consumer.assign([*assigned, wanted])
-            self._consumer.seek(wanted, next_offset)
+            self._seek(wanted, next_offset)
         self._consumer.pause(*(self._consumer.assignment() - {wanted}))
         self._consumer.resume(wanted)
         if self._consumer.position(wanted, timeout_ms=0) != next_offset:
-            self._consumer.seek(wanted, next_offset)
+            self._seek(wanted, next_offset)
         return wanted
+
+    def _seek(self, partition: KafkaPartition, next_offset: int) -> None:
+        self._columns.forget(TopicPartition(*partition))
+        self._consumer.seek(partition, next_offset)
 
 
 class KafkaAdmin:

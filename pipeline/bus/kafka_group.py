@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import kafka.errors as kafka_errors
-from kafka import ConsumerRebalanceListener
 from kafka import TopicPartition as KafkaPartition
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import ConsumerGroupMetadata
 
+from pipeline.bus.columnar import Columns
 from pipeline.bus.kafka_link import Link, Topics
-from pipeline.bus.kafka_records import columns
+from pipeline.bus.kafka_rebalance import Assignor, Notes, Unread
+from pipeline.bus.kafka_records import joined
 from pipeline.bus.kafka_transactions import Transactions, Watchdog
 from pipeline.errors import BusDown, BusError, Refused
-from pipeline.records import Assigned, Polled, RecordBatch, Send, Token, TopicPartition
+from pipeline.records import Assigned, Corrupt, Polled, RecordBatch, Send, Token, TopicPartition
 
 HEARTBEAT_MS = 3_000
 COMMITTED_TIMEOUT_MS = 300
@@ -31,65 +31,6 @@ LEAVE_TIMEOUT_MS = 5_000
 UNREACHABLE_S = 5.0
 PAUSE_S = 0.01
 BUSY_ROWS = 2_000
-
-
-class _Notes(ConsumerRebalanceListener):  # type: ignore[misc] # the client has no types
-    """What happened in a rebalance. Runs on the client's I/O thread, so it must neither wait nor raise."""
-
-    def __init__(self, consumer: Any) -> None:  # noqa: ANN401 - the client has no types
-        self._consumer = consumer
-        self._gone: set[TopicPartition] = set()
-
-    def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
-        """Keep new partitions still, at any position.
-
-        Without a position the client would ask for the committed one inside poll, and one pending
-        transaction would block all partitions.
-        """
-        for partition in assigned:
-            self._consumer.pause(partition)
-            self._consumer.seek(partition, 0)
-
-    def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-        """Take a note; also called for partitions that were lost."""
-        self._gone.update(TopicPartition(*partition) for partition in revoked)
-
-    def take_gone(self) -> set[TopicPartition]:
-        """The partitions given up or lost since the last call."""
-        gone, self._gone = self._gone, set()
-        return gone
-
-
-class _Assignor(CooperativeStickyAssignor):  # type: ignore[misc] # the client has no types
-    """The sticky assignor; tells under which generations assignments were taken in.
-
-    The client shows the next generation already while its assignment is still on the way, and nothing but
-    this call tells the difference.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._generations: list[int] = []
-
-    def on_assignment(self, assignment: Any, generation: int) -> None:  # noqa: ANN401 - the client has no types
-        """Called on the client's I/O thread once the assignment stands."""
-        super().on_assignment(assignment, generation)
-        self._generations.append(generation)
-
-    def take_generations(self) -> list[int]:
-        """The generations of the assignments taken in since the last call."""
-        generations, self._generations = self._generations, []
-        return generations
-
-
-class _Unread:
-    """A join that the client has not taken in yet, whether or not it has ended."""
-
-    is_done = False
-
-    def __init__(self, join: Any) -> None:  # noqa: ANN401 - the client has no types
-        self.add_callback = join.add_callback
-        self.add_errback = join.add_errback
 
 
 @dataclass(slots=True)
@@ -147,7 +88,7 @@ class KafkaBus:
         self._connected_at = time.monotonic()
         self._transactions = Transactions(link, transactional_id, watchdog)
         try:
-            self._assignor = _Assignor()
+            self._assignor = Assignor()
             self._consumer = link.consumer(
                 group_id=group,
                 session_timeout_ms=link.session_timeout_ms,
@@ -157,10 +98,16 @@ class KafkaBus:
         except BaseException:
             self._transactions.close()
             raise
-        self._notes = _Notes(self._consumer)
+        self._columns = Columns(skip_corrupt=link.skip_corrupt).attach(self._consumer)
+        self._notes = Notes(self._consumer)
         self._consumer.subscribe(list(subscribe), listener=self._notes)
         for topic in subscribe:  # metadata that come during the first join can wedge it for ever
             self._consumer.partitions_for_topic(topic)
+
+    @property
+    def columnar(self) -> bool:
+        """Whether records are fetched as columns, or one by one because the client is another one."""
+        return self._columns.in_use
 
     def poll(self, max_records: int, timeout_s: float) -> Polled:
         """As the seam says; a partition never stands in ``revoked`` and ``assigned`` of one result."""
@@ -175,6 +122,7 @@ class KafkaBus:
         except BaseException:
             self._rewind()
             raise
+        corrupt = self._corrupt(fetched)
         batches = self._batches(fetched)
         self._rows = sum(map(len, batches))
         revoked, self._revoked = tuple(self._revoked), []
@@ -183,6 +131,7 @@ class KafkaBus:
             batches,
             assigned,
             revoked,
+            corrupt,
             end_offsets=self._end_offsets(),
             partitions=self._partitions(),
         )
@@ -197,6 +146,7 @@ class KafkaBus:
         if owned is None:
             raise BusError(f"{partition} is not owned by this member of {self._group}; poll tells what is")
         owned.next_offset = int(next_offset)
+        self._columns.forget(partition)
         self._consumer.seek(KafkaPartition(*partition), owned.next_offset)
         self._consumer.resume(KafkaPartition(*partition))
 
@@ -264,8 +214,8 @@ class KafkaBus:
         """
         coordinator = self._consumer._coordinator  # noqa: SLF001 - see above
         join = coordinator._join_task  # noqa: SLF001 - see above
-        if join is not None and not isinstance(join, _Unread):
-            coordinator._join_task = _Unread(join)  # noqa: SLF001 - see above
+        if join is not None and not isinstance(join, Unread):
+            coordinator._join_task = Unread(join)  # noqa: SLF001 - see above
         if coordinator.rebalance_in_progress() and not coordinator.need_rejoin():
             coordinator.request_rejoin()
 
@@ -276,6 +226,16 @@ class KafkaBus:
             if owned.next_offset is not None and partition in assigned:
                 self._consumer.seek(KafkaPartition(*partition), owned.next_offset)
 
+    def _corrupt(self, fetched: Mapping[Any, list[Any]]) -> tuple[Corrupt, ...]:
+        """Damage that was met in owned partitions, under the policy to skip it."""
+        return tuple(
+            piece
+            for partition, owned in self._owned.items()
+            if owned.next_offset is not None
+            for piece in fetched.get(partition, ())
+            if isinstance(piece, Corrupt)
+        )
+
     def _batches(self, fetched: Mapping[Any, list[Any]]) -> tuple[RecordBatch, ...]:
         """Records of owned partitions; a batch without any where only the position moved."""
         batches = []
@@ -285,7 +245,7 @@ class KafkaBus:
                 continue
             position = states[partition].position.offset
             if position > owned.next_offset:
-                batches.append(columns(partition, fetched.get(partition, ()), position))
+                batches.append(joined(partition, fetched.get(partition, ()), position))
                 owned.next_offset = position
         return tuple(batches)
 
@@ -359,6 +319,7 @@ class KafkaBus:
         """Own ``partitions`` no more: the next result says so, later ones announce those still assigned."""
         for partition in list(partitions):
             del self._owned[partition]
+            self._columns.forget(partition)
             self._revoked.append(partition)
             self._wait([partition])
 
@@ -404,6 +365,7 @@ class KafkaBus:
         topic_id = str(self._topic_id(partition))
         self._waiting.remove(partition)
         self._owned[partition] = _Owned(topic_id, committed, None, end)
+        self._columns.reaches(partition, end)
         return Assigned(partition, first, end, committed, topic_id)
 
     def _committed(self, partition: TopicPartition) -> int | None:

@@ -26,6 +26,7 @@ SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 URL_SETTINGS = {
     "session_timeout_ms": "a member that is silent for so long loses its partitions (10000)",
+    "corrupt": "stop at a damaged stretch of a log (the default), or skip it",
     "security_protocol": ", ".join(SECURITY_PROTOCOLS),
     "ssl_cafile": "a file with the certificate authority in PEM format",
     "sasl_mechanism": ", ".join(SASL_MECHANISMS),
@@ -52,11 +53,13 @@ class Link:
     Attributes:
         servers: ``(host, port)`` of each bootstrap server.
         session_timeout_ms: after so long without a heartbeat a member is dead.
+        skip_corrupt: damaged stretches of a log are passed over and told, instead of stopping there.
         security: keyword arguments for every client; holds secrets, so it is never printed.
     """
 
     servers: tuple[tuple[str, int], ...]
     session_timeout_ms: int
+    skip_corrupt: bool
     security: Mapping[str, str] = field(repr=False)
 
     @classmethod
@@ -77,7 +80,7 @@ class Link:
             known = "; ".join(f"{name}: {meaning}" for name, meaning in URL_SETTINGS.items())
             raise ConfigError(f"the bus URL has an unknown setting {unknown!r}; it may have {known}")
         servers = tuple(_server(text) for text in parts.netloc.split(","))
-        return cls(servers, _session_timeout(settings), _security(settings))
+        return cls(servers, _session_timeout(settings), _skip_corrupt(settings), _security(settings))
 
     @property
     def address(self) -> str:
@@ -97,6 +100,7 @@ class Link:
                 auto_offset_reset="none",
                 fetch_max_wait_ms=100,
                 metadata_max_age_ms=METADATA_MS,
+                enable_incremental_fetch_sessions=False,  # they leave out partitions that nothing came of
                 metrics_enabled=False,
                 **more,
             )
@@ -289,6 +293,13 @@ def _session_timeout(settings: Mapping[str, str]) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"the bus URL has session_timeout_ms={text}; give milliseconds, such as 10000")
     return int(text)
+
+
+def _skip_corrupt(settings: Mapping[str, str]) -> bool:
+    text = settings.get("corrupt", "stop")
+    if text not in {"stop", "skip"}:
+        raise ConfigError(f"the bus URL has corrupt={text}; it is stop or skip")
+    return text == "skip"
 
 
 def _security(settings: Mapping[str, str]) -> dict[str, str]:

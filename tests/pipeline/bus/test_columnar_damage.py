@@ -1,0 +1,389 @@
+"""Damaged record batches: what cannot be proved is marked, and never read wrongly, lost or waited for."""
+
+from __future__ import annotations
+
+import os
+import struct
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from bus_contract import Follower, Row, numbered, rows, turn_until
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from kafka import KafkaProducer
+from kafka.protocol.consumer import IsolationLevel
+from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from kafka.record.legacy_records import LegacyRecordBatchBuilder
+from kafka.record.memory_records import MemoryRecords
+from kafka.record.util import calc_crc32c
+from servers import kafka_server
+
+from pipeline.bus import columnar
+from pipeline.bus.columnar import Columns
+from pipeline.bus.kafka import KafkaBroker
+from pipeline.bus.kafka_records import joined
+from pipeline.errors import BusError
+from pipeline.records import Corrupt, TopicPartition, TopicSpec
+
+AT = TopicPartition("topic", 0)
+HEADER_BYTES = 61
+FIRST_OFFSET = 1_000
+CRC = struct.Struct(">I")
+CRC_AT, CRC_FROM = 17, 21
+PARTS = [None, b"", b"x", b"value " * 20]
+
+
+def stored(base: int, count: int, codec: int) -> bytearray:
+    """A batch as a broker keeps it, with records of every shape."""
+    builder = DefaultRecordBatchBuilder(2, codec, False, -1, -1, -1, 1 << 20)
+    for i in range(count):
+        headers = [("name", b"h" * i), ("empty", None)] if i % 3 == 0 else []
+        builder.append(i, 5_000 + i * 37 % 11, PARTS[i % 4], PARTS[(i + base) % 4], headers)
+    batch = bytearray(builder.build())
+    struct.pack_into(">q", batch, 0, base)
+    return batch
+
+
+def with_checksum(batch: bytearray) -> bytearray:
+    """The batch, with a checksum that fits what it holds now."""
+    CRC.pack_into(batch, CRC_AT, calc_crc32c(memoryview(batch)[CRC_FROM:]))
+    return batch
+
+
+def read_by_client(batch: bytes) -> list[Row] | None:
+    """What the client itself reads of one batch; None where it refuses."""
+    try:
+        read = DefaultRecordBatch(batch)
+        if read.is_control_batch:
+            return []
+        return [Row(r.offset, r.key, r.value, r.timestamp) for r in read]
+    except Exception:  # noqa: BLE001 - whatever it meets
+        return None
+
+
+@dataclass
+class Found:
+    rows: list[Row]
+    corrupt: list[Corrupt]
+
+    def marked(self, offset: int) -> bool:
+        return any(each.offset <= offset < each.next_offset for each in self.corrupt)
+
+
+def read_all(log: Sequence[bytes], starts: Sequence[int], end: int, start: int, room: int) -> Found:
+    """Read a log from ``start`` to ``end`` under the policy to skip, as from a broker.
+
+    Each fetch brings the batches from the one on that should hold the offset, and ``room`` bytes at least.
+    """
+    columns, found, position = Columns(skip_corrupt=True), Found([], []), start
+    for _ in range(100):
+        if position >= end:
+            return found
+        first = max(i for i, base in enumerate(starts) if base <= position)
+        size = max(room, columns.fetch_bytes, len(log[first]))
+        fetched = b"".join(bytes(batch) for batch in log[first:])[:size]
+        part = columns.records(
+            position,
+            AT,
+            MemoryRecords(fetched),
+            end_offset=end,
+            isolation_level=IsolationLevel.READ_COMMITTED,
+        )
+        while part:
+            pieces = list(part.take(7))
+            found.rows += rows(joined(AT, pieces, part.next_fetch_offset))
+            found.corrupt += [piece for piece in pieces if isinstance(piece, Corrupt)]
+        position = part.next_fetch_offset
+    raise AssertionError(f"reading stands at {position} of {end}: {found.corrupt}")
+
+
+@dataclass(frozen=True)
+class Spoilt:
+    """A log of sound batches but for one: ``changes`` are (byte, bit), ``cut`` the bytes cut off its end."""
+
+    counts: tuple[int, ...]
+    codec: int
+    which: int
+    changes: tuple[tuple[int, int], ...]
+    cut: int
+    checksum_fits: bool
+    room: int
+
+    def batches(self) -> tuple[list[bytearray], list[int]]:
+        starts = [FIRST_OFFSET + sum(self.counts[:i]) for i in range(len(self.counts))]
+        return [stored(b, n, self.codec) for b, n in zip(starts, self.counts, strict=True)], starts
+
+    def spoil(self, batch: bytearray) -> bytearray:
+        for byte, bit in self.changes:
+            batch[byte % len(batch)] ^= 1 << bit
+        if self.cut:
+            del batch[max(len(batch) - self.cut, 1) :]
+        if self.checksum_fits and len(batch) > HEADER_BYTES:
+            if self.cut:
+                struct.pack_into(">i", batch, 8, len(batch) - 12)
+            with_checksum(batch)
+        return batch
+
+
+@st.composite
+def spoilt_logs(draw: st.DrawFn) -> Spoilt:
+    counts = tuple(draw(st.lists(st.integers(1, 12), min_size=1, max_size=4)))
+    byte = st.one_of(st.integers(0, HEADER_BYTES - 1), st.integers(HEADER_BYTES, 2_000))
+    changes = draw(st.lists(st.tuples(byte, st.integers(0, 7)), max_size=3))
+    return Spoilt(
+        counts,
+        draw(st.sampled_from([0, 0, 1, 4])),
+        draw(st.integers(0, len(counts) - 1)),
+        tuple(changes),
+        draw(st.sampled_from([0, 0, 1, 20, 100, 10_000])) if changes else draw(st.integers(1, 300)),
+        draw(st.booleans()),
+        draw(st.sampled_from([1, 300, 1 << 20])),
+    )
+
+
+def one(byte: int, bit: int, *, fits: bool, which: int = 1, codec: int = 0, room: int = 1 << 20) -> Spoilt:
+    return Spoilt((5, 6, 7), codec, which, ((byte, bit),), 0, fits, room)
+
+
+def check(log: Spoilt) -> None:
+    batches, starts = log.batches()
+    end = FIRST_OFFSET + sum(log.counts)
+    sound = [read_by_client(batch) or [] for batch in batches]
+    spoilt = log.spoil(batches[log.which])
+
+    found = read_all(batches, starts, end, FIRST_OFFSET, log.room)
+
+    mine = range(starts[log.which], starts[log.which] + log.counts[log.which])
+    others = {row.offset: row for each in sound for row in each if row.offset not in mine}
+    read = {row.offset: row for row in found.rows}
+    assert sorted(read) == [row.offset for row in found.rows], "out of order or doubled"
+    for offset, row in others.items():
+        assert read.get(offset, row) == row, "another batch is read wrongly"
+        assert offset in read or found.marked(offset), "a row of another batch is lost without a marker"
+    of_spoilt = [row for row in found.rows if row.offset in mine]
+    by_client = read_by_client(spoilt)
+    if of_spoilt != sound[log.which] and (not log.checksum_fits or of_spoilt != by_client):
+        missing = [row for row in sound[log.which] if row.offset not in read]
+        assert all(found.marked(row.offset) for row in missing), "a row is lost without a marker"
+        assert not log.checksum_fits or by_client is None or found.corrupt
+        assert all(row in sound[log.which] for row in of_spoilt), "a row is read wrongly"
+
+
+@settings(max_examples=400, deadline=None)
+@given(spoilt_logs())
+@example(one(24, 6, fits=True))  # the last offset jumps by a quarter of a million
+@example(one(23, 6, fits=True, which=2, room=1))
+@example(one(9, 4, fits=False))  # a length beyond what was fetched
+@example(one(9, 4, fits=False, which=0))
+@example(one(8, 7, fits=False, which=0))  # a negative one
+@example(one(16, 2, fits=False))  # magic 6
+@example(one(16, 1, fits=False))  # magic 0
+@example(one(7, 2, fits=False))  # a base offset 4 higher, or lower
+@example(one(7, 2, fits=False, which=2, room=1))
+@example(one(6, 0, fits=False, which=0))
+def test_what_a_damaged_batch_gives_is_right_or_marked(log: Spoilt) -> None:
+    check(log)
+
+
+@pytest.mark.parametrize("fits", [False, True])
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("codec", [0, 4])
+def test_every_bit_of_the_header_and_of_the_body(codec: int, which: int, *, fits: bool) -> None:
+    size = len(stored(FIRST_OFFSET, 6, codec))
+
+    for byte in range(size):
+        for bit in range(8):
+            check(one(byte, bit, fits=fits, which=which, codec=codec))
+            if byte < HEADER_BYTES:
+                check(one(byte, bit, fits=fits, which=which, codec=codec, room=1))
+
+
+@pytest.mark.parametrize("magic", [0, 1])
+@pytest.mark.parametrize("codec", [0, 1])
+def test_the_old_formats_are_read_by_the_clients_decoder(magic: int, codec: int) -> None:
+    builder = LegacyRecordBatchBuilder(magic, codec, 1 << 20)
+    for i in range(6):
+        builder.append(FIRST_OFFSET + i, 7 * i, PARTS[i % 4], b"%d" % i)
+    old = bytearray(builder.build())
+    new = stored(FIRST_OFFSET + 6, 5, 0)
+    starts, end = [FIRST_OFFSET, FIRST_OFFSET + 6], FIRST_OFFSET + 11
+    ahead = 0
+    if codec:  # the wrapper has the last offset of what it holds
+        struct.pack_into(">q", old, 0, FIRST_OFFSET + 5)
+        ahead = 2
+    found = read_all([old, new], starts, end, FIRST_OFFSET + ahead, 1 << 20)
+
+    assert not found.corrupt
+    assert [row.offset for row in found.rows] == list(range(FIRST_OFFSET + ahead, end))
+    assert [row.value for row in found.rows[:4]] == numbered(4, start=ahead)
+    stamps = [7 * i for i in range(ahead, ahead + 4)]
+    assert [row.timestamp_ms for row in found.rows[:4]] == ([-1] * 4 if magic == 0 else stamps)
+
+    old[-1] ^= 1
+    found = read_all([old, new], starts, end, FIRST_OFFSET, 1 << 20)
+    damaged = FIRST_OFFSET if codec else FIRST_OFFSET + 5
+    assert [(each.offset, each.next_offset) for each in found.corrupt] == [(damaged, FIRST_OFFSET + 6)]
+    assert [row.offset for row in found.rows] == [
+        *range(FIRST_OFFSET, damaged),
+        *range(FIRST_OFFSET + 6, end),
+    ]
+
+
+# Compaction leaves batches without their last records, or without any, and offsets that no batch has.
+def test_what_compaction_left_is_no_damage() -> None:
+    thinned = with_checksum_of_end(stored(FIRST_OFFSET, 5, 0), 9)
+    empty = with_checksum_of_end(stored(FIRST_OFFSET + 10, 0, 0), 4)
+    behind = stored(FIRST_OFFSET + 40, 3, 0)
+    starts = [FIRST_OFFSET, FIRST_OFFSET + 10, FIRST_OFFSET + 15]
+
+    for room in (1, 1 << 20):
+        for start in (FIRST_OFFSET, FIRST_OFFSET + 4, FIRST_OFFSET + 7, FIRST_OFFSET + 12):
+            found = read_all([thinned, empty, behind], starts, FIRST_OFFSET + 43, start, room)
+
+            assert not found.corrupt
+            expected = [*range(FIRST_OFFSET, FIRST_OFFSET + 5), *range(FIRST_OFFSET + 40, FIRST_OFFSET + 43)]
+            assert [row.offset for row in found.rows] == [each for each in expected if each >= start]
+
+
+def with_checksum_of_end(batch: bytearray, last_delta: int) -> bytearray:
+    struct.pack_into(">i", batch, 23, last_delta)
+    return with_checksum(batch)
+
+
+# On a broker's own disk: what it can still find, it gives; what it cannot, it refuses or keeps silent about.
+DAMAGE = {
+    "body": (80, b"#"),
+    "magic 9": (16, b"\x09"),
+    "magic 0": (16, b"\x00"),
+    "length too long": (8, b"\x00\x10\x00\x95"),
+    "length negative": (8, b"\xff\xff\xff\xfb"),
+    "length too short": (8, b"\x00\x00\x00\x14"),
+    "last offset far away": (23, b"\x00\x10\x00\x00"),
+    "last offset negative": (23, b"\xff\xff\xff\xf9"),
+    "base offset higher": (0, b"\x00\x00\x00\x00\x00\x00\x04\x00"),
+    "base offset lower": (0, b"\x00\x00\x00\x00\x00\x00\x00\x10"),
+    "leader epoch": (12, b"\x00\x00\x40\x00"),
+}
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A broker and the folder in which it keeps its logs."""
+
+    bootstrap: str
+    folder: Path
+
+    def write(self) -> tuple[str, Path]:
+        """A topic of 8 batches of 10 records; its name, and its only segment."""
+        topic = f"topic-{uuid.uuid4().hex}"
+        with closing(KafkaBroker(f"kafka://{self.bootstrap}")) as broker:
+            broker.admin().create([TopicSpec(topic, 1, -1, 1)])
+        producer = KafkaProducer(bootstrap_servers=self.bootstrap, linger_ms=1_000)
+        for start in range(0, 80, 10):
+            for value in numbered(10, start):
+                producer.send(topic, value=value, partition=0)
+            producer.flush()
+        producer.close()
+        [segment] = (self.folder / "data" / f"{topic}-0").glob("*.log")
+        return topic, segment
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    home = os.environ.get("KAFKA_HOME")
+    if home is None:
+        pytest.skip("damage is done to the files of a broker from a distribution: set KAFKA_HOME")
+    folder = tmp_path_factory.mktemp("damaged")
+    with kafka_server(Path(home), folder) as bootstrap:
+        yield Disk(bootstrap, folder)
+
+
+def places(segment: Path) -> dict[int, int]:
+    """Where each batch of a segment begins, by its base offset."""
+    data, found, at = segment.read_bytes(), {}, 0
+    while at < len(data):
+        base, length = struct.unpack_from(">qi", data, at)
+        found[base] = at
+        at += 12 + length
+    return found
+
+
+def overwrite(segment: Path, at: int, data: bytes) -> bytes:
+    """Change a segment in place; what stood there before."""
+    with segment.open("r+b") as file:
+        file.seek(at)
+        before = file.read(len(data))
+        file.seek(at)
+        file.write(data)
+    return before
+
+
+@contextmanager
+def reading(disk: Disk, policy: str, topic: str) -> Iterator[Follower]:
+    """A member that reads the topic."""
+    name = uuid.uuid4().hex
+    with closing(KafkaBroker(f"kafka://{disk.bootstrap}?corrupt={policy}")) as broker:
+        yield Follower(broker.bus(group=name, topics=[topic], transactional_id=name))
+
+
+# From 25 on a broker passes over a batch that says to end below, and from 20 on nothing tells that one which
+# says to begin at 16 does not, since compaction may leave gaps: the client's own decoding fares no better.
+UNTOLD = {("last offset negative", 25), ("base offset lower", 20), ("base offset lower", 25)}
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize(
+    ("damage", "start"),
+    [(damage, start) for damage in DAMAGE for start in (0, 20, 25) if (damage, start) not in UNTOLD],
+)
+def test_damage_on_a_brokers_disk_is_skipped_with_its_range_told(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, damage: str, start: int
+) -> None:
+    monkeypatch.setattr(columnar, "SILENT_S", 0.5)
+    topic, segment = disk.write()
+    at = TopicPartition(topic, 0)
+    byte, data = DAMAGE[damage]
+    batch = max(base for base in places(segment) if base <= 20)
+    overwrite(segment, places(segment)[batch] + byte, data)
+
+    with reading(disk, "skip", topic) as member:
+        while not (polled := member.bus.poll(10, 0.1)).assigned:
+            pass
+        member.bus.seek(at, start)
+        member.assigned[at] = polled.assigned[0]
+        turn_until(lambda: member.next_offsets.get(at) == 80, member)
+
+    found = Found(member.rows[at], member.corrupt)
+    assert all(row.value == b"%d" % row.offset for row in found.rows)
+    read = [row.offset for row in found.rows]
+    assert read == sorted(set(read))
+    assert all(offset in read or found.marked(offset) for offset in range(start, 80))
+    assert all(start <= each.offset < each.next_offset <= 80 for each in found.corrupt)
+    assert bool(found.corrupt) == (damage != "leader epoch")
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("damage", ["body", "length too long", "length negative"])
+def test_reading_stops_at_damage_until_it_is_mended(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(columnar, "SILENT_S", 0.5)
+    topic, segment = disk.write()
+    byte, data = DAMAGE[damage]
+    batch = max(base for base in places(segment) if base <= 20)
+    place = places(segment)[batch] + byte
+    before = overwrite(segment, place, data)
+
+    with reading(disk, "stop", topic) as member:
+        for _ in range(3):
+            with pytest.raises(BusError, match=rf"{topic}\[0\].*offset \d+: .*corrupt=skip"):
+                turn_until(lambda: False, member)
+        assert member.values(topic) == numbered(len(member.values(topic)))
+        assert len(member.values(topic)) <= batch
+        overwrite(segment, place, before)
+
+        assert member.read(80).values(topic) == numbered(80)

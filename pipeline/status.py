@@ -12,6 +12,7 @@ from pipeline.ownership import Owned
 from pipeline.records import Assigned, TopicPartition
 
 BUS, STORE, JOURNAL = "waiting for the bus", "waiting for Redis", "waiting for the journal"
+DAMAGE = "stopped at damage"
 MODEL, SNAPSHOTS = "waiting for a model", "waiting for the snapshots"
 
 
@@ -21,7 +22,8 @@ class Status:
 
     Attributes:
         doing: ``starting``, ``waiting for a model``, ``reading again``, ``live``, ``waiting for Redis``,
-            ``waiting for the bus``, ``waiting for the journal``, ``standing by`` or ``stopped``.
+            ``waiting for the bus``, ``waiting for the journal``, ``stopped at damage``, ``standing by`` or
+            ``stopped``.
         message: the same as a sentence with numbers, and what to do where something is to be done.
         lag: records not yet read, over the owned partitions and those that wait to be taken over.
         bins: records by bin, over the owned partitions, since each was first read.
@@ -57,6 +59,7 @@ class Report:
     def __init__(self, stream: str, clock: Callable[[], float], notice: Callable[[str], None]) -> None:
         self._stream, self._clock, self._notice = stream, clock, notice
         self._troubles: dict[str, str] = {}
+        self._damage = ""
         self._alerts = self._dead_letters = 0
         self._first_waiting: tuple[float, int] | None = None
 
@@ -65,10 +68,15 @@ class Report:
         self._notice(message)
 
     def trouble(self, doing: str, message: str) -> None:
-        """A trouble is told once, when it begins; the status has its last message."""
-        if doing not in self._troubles:
+        """A trouble is told once, when it begins; the status has its last message.
+
+        The same damage is told once, however often it is met again: it names its place.
+        """
+        if doing not in self._troubles and message != self._damage:
             self._notice(message)
         self._troubles[doing] = message
+        if doing == DAMAGE:
+            self._damage = message
 
     def mended(self, doing: str) -> None:
         """It is over."""
@@ -109,8 +117,9 @@ class Report:
         )
 
     def _doing(self, owned: list[Owned], *, waiting: bool) -> tuple[str, str]:
-        if BUS in self._troubles:
-            return BUS, self._troubles[BUS]
+        for trouble in (BUS, DAMAGE):
+            if trouble in self._troubles:
+                return trouble, self._troubles[trouble]
         for trouble in (STORE, JOURNAL):
             if trouble in self._troubles and (owned or waiting):
                 return trouble, self._troubles[trouble]

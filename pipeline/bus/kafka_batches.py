@@ -90,7 +90,10 @@ def framed(buffer: memoryview, at: int) -> int:
 
 def base_offset(buffer: memoryview, at: int) -> int | None:
     """The base offset that the batch at ``at`` names, None when it is cut off."""
-    return int(START.unpack_from(buffer, at)[0]) if len(buffer) - at >= START.size else None
+    if len(buffer) - at < START.size:
+        return None
+    base, _, _, magic = START.unpack_from(buffer, at)
+    return None if magic in OLD_MAGICS else int(base)  # which name their last one where they are compressed
 
 
 def claimed_end(buffer: memoryview, at: int) -> int | None:

@@ -67,7 +67,7 @@ def stock(bootstrap: str, topic: str, start: int = 0) -> list[Row]:
 def columnar_rows(bootstrap: str, topic: str, start: int = 0, **options: object) -> list[Row]:
     """The same by columns, with settings of the consumer."""
     consumer = Link.parse(f"kafka://{bootstrap}").consumer(group_id=None, **options)
-    columns = Columns(skip_corrupt=False).attach(consumer)
+    columns = Columns(skip_corrupt=False, gapless=lambda _: True).attach(consumer)
     assert columns.in_use
     at = KafkaPartition(topic, 0)
     consumer.assign([at])

@@ -137,6 +137,7 @@ class Worker:
         self._ends.update(polled.end_offsets)
         self._partitions = max([self._partitions, *(count for _, count in polled.partitions)])
         self._token = polled.token
+        self._report.columnar = polled.columnar
         processed = [self._process(batch) for batch in polled.batches if batch.partition in self._owned]
         self._settle(processed)
 

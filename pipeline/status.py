@@ -29,6 +29,7 @@ class Status:
         bins: records by bin, over the owned partitions, since each was first read.
         gap_filled, frozen: see :class:`pipeline.accounting.Counters`.
         alerts, dead_letters: committed by this worker.
+        columnar: whether records come as columns, see :class:`pipeline.records.Polled`.
     """
 
     doing: str
@@ -42,6 +43,7 @@ class Status:
     bundle_id: str | None = None
     alerts: int = 0
     dead_letters: int = 0
+    columnar: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,10 +56,15 @@ class Processed:
 
 
 class Report:
-    """What there is to say; one thread uses it."""
+    """What there is to say; one thread uses it.
+
+    Attributes:
+        columnar: as the last poll told.
+    """
 
     def __init__(self, stream: str, clock: Callable[[], float], notice: Callable[[str], None]) -> None:
         self._stream, self._clock, self._notice = stream, clock, notice
+        self.columnar = True
         self._troubles: dict[str, str] = {}
         self._damage = ""
         self._alerts = self._dead_letters = 0
@@ -114,6 +121,7 @@ class Report:
             bundle_id=next((state.bundle_id for state in states), None),
             alerts=self._alerts,
             dead_letters=self._dead_letters,
+            columnar=self.columnar,
         )
 
     def _doing(self, owned: list[Owned], *, waiting: bool) -> tuple[str, str]:

@@ -62,7 +62,8 @@ class _Trace:
         offset: of the next fetch; at another one this says nothing.
         sound: a sound batch ends here, so that none can begin below.
         step: how far the last damage was skipped without knowing where it ends; 0 where it was not.
-        suspect: damage ends here, and does not say itself that it does: what begins here may not be in its place.
+        suspect: damage was skipped to here and does not say itself that it ends here, so that what begins
+            here may not be in its place.
         doubted: what came could not be judged by what came with it, so that this fetch is the second look.
         silent_since: since then the broker says that it has records here, and gives none.
         silent_answers: and so often it has said so.
@@ -372,7 +373,9 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
         if position != self.fetch_offset or self._doubt():
             raise _Unsure
         if self._trace.suspect:
-            raise Damaged(f"nothing proves its offsets {begin} to {claimed - 1}, and what lies ahead is damaged")
+            raise Damaged(
+                f"nothing proves its offsets {begin} to {claimed - 1}, and what lies ahead is damaged"
+            )
 
     def _placed(self, batch: Batch, end: int, position: int, floor: int) -> int:
         """Where to go on behind a batch.

@@ -105,11 +105,6 @@ class KafkaBus:
         for topic in subscribe:  # metadata that come during the first join can wedge it for ever
             self._consumer.partitions_for_topic(topic)
 
-    @property
-    def columnar(self) -> bool:
-        """Whether records are fetched as columns, or one by one because the client is another one."""
-        return self._columns.in_use
-
     def poll(self, max_records: int, timeout_s: float) -> Polled:
         """As the seam says; a partition never stands in ``revoked`` and ``assigned`` of one result."""
         self._transactions.start()
@@ -133,6 +128,7 @@ class KafkaBus:
             revoked,
             end_offsets=self._end_offsets(),
             partitions=self._partitions(),
+            columnar=self._columns.in_use,
         )
 
     def seek(self, partition: TopicPartition, next_offset: int) -> None:

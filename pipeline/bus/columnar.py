@@ -399,7 +399,7 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
             if gap and position <= following < known:
                 raise Damaged(f"its offsets {begin} to {known - 1} reach into the next batch, at {following}")
             claimed = min(claimed, max(following, known))
-        elif gap and known < self._end_offset and (not first or self._doubt()):
+        elif gap and (not first or self._doubt()):
             raise _Unsure
         if claimed > self._end_offset:
             if not first or self._doubt():  # its end is read before the batches, so that they may be ahead

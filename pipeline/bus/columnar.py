@@ -364,8 +364,11 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
         """
         begin, claimed = batch.base_offset, batch.claimed_end
         following = batches.base_offset(self._buffer, end)
-        met = self._end_offset if following is None else following
-        if begin == floor or claimed == met or not self._columns.gapless(self._partition.topic):
+        if following is None:
+            met = claimed == self._end_offset
+        else:
+            met = batches.can_begin(self._buffer, end, claimed)
+        if begin == floor or met or not self._columns.gapless(self._partition.topic):
             return
         if following is not None:
             raise Damaged(f"its offsets {begin} to {claimed - 1} do not meet the next batch, at {following}")

@@ -91,10 +91,14 @@ def framed(buffer: memoryview, at: int) -> int:
 
 def base_offset(buffer: memoryview, at: int) -> int | None:
     """The base offset that the batch at ``at`` names, None when it is cut off."""
-    if len(buffer) - at < START.size:
-        return None
+    return int(START.unpack_from(buffer, at)[0]) if len(buffer) - at >= START.size else None
+
+
+def can_begin(buffer: memoryview, at: int, offset: int) -> bool:
+    """Whether the batch at ``at``, of which the start is there, can begin at ``offset``."""
     base, _, _, magic = START.unpack_from(buffer, at)
-    return None if magic in OLD_MAGICS else int(base)  # which name their last one where they are compressed
+    # The old formats name their last offset where they are compressed.
+    return bool(offset <= base if magic in OLD_MAGICS else offset == base)
 
 
 def claimed_end(buffer: memoryview, at: int) -> int | None:

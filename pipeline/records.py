@@ -85,7 +85,8 @@ class RecordBatch:
             self.value_start[cut],
             self.value_length[cut],
             next_offset,
-            tuple(each.cut(0, next_offset) for each in self.corrupt if each.offset < next_offset),
+            self.corrupt
+            and tuple(each.cut(0, next_offset) for each in self.corrupt if each.offset < next_offset),
         )
 
     def before(self, offset: int) -> RecordBatch:
@@ -96,6 +97,8 @@ class RecordBatch:
     def since(self, offset: int) -> RecordBatch:
         """What is at or above ``offset``."""
         first, end = int(np.searchsorted(self.offset, offset)), self.next_offset
+        if not self.corrupt:
+            return self.rows(first, len(self), next_offset=end)
         left = tuple(each.cut(offset, end) for each in self.corrupt if each.next_offset > offset)
         return replace(self.rows(first, len(self), next_offset=end), corrupt=left)
 

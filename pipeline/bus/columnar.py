@@ -240,6 +240,7 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
         if self._trace.doubted and columns.fetch_bytes:
             columns.fetch(0)
         self._end_offset = end_offset
+        self._claimed_epoch: int | None = None
         self._buffer = memoryview(records._buffer)  # noqa: SLF001 - no public way
         # The client refuses, again and again, what begins with a false length; so it sees nothing.
         records._buffer, records._next_slice = b"", None  # noqa: SLF001 - no public way
@@ -300,9 +301,13 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
                 if self._aborting:
                     return
                 position = hole.next_offset
-            rows = self._readable(batch).since(position)
+            rows = self._readable(batch)
+            if batch.base_offset < position:
+                rows = rows.since(position)
+            if rows.next_offset != next_offset:
+                rows = rows.rows(0, len(rows), next_offset=next_offset)
             self.bytes_read += end - at
-            yield rows.rows(0, len(rows), next_offset=next_offset)
+            yield rows
             at, position, floor = end, next_offset, next_offset
             self._columns.trace(self._partition, position).sound = True
 
@@ -426,7 +431,9 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
         header = batch.header
         if header is None:
             return batch.rows
-        self.leader_epoch = self._columns.leader_epoch(self.topic_partition, header.leader_epoch)
+        if header.leader_epoch != self._claimed_epoch:
+            self._claimed_epoch = header.leader_epoch
+            self.leader_epoch = self._columns.leader_epoch(self.topic_partition, header.leader_epoch)
         hidden = header.is_control_batch
         if self.isolation_level == IsolationLevel.READ_COMMITTED and header.has_producer_id():
             self._consume_aborted_transactions_up_to(header.last_offset)

@@ -8,8 +8,9 @@ length, and a batch that was written wrongly has a checksum that fits. Whatever 
 from __future__ import annotations
 
 import struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import cramjam
 import numpy as np
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecords
@@ -32,6 +33,11 @@ RECORD_BYTES = 7
 MAGIC = 2
 OLD_MAGICS = (0, 1)
 GREATEST = 2**62
+CODECS = {
+    DefaultRecordBatch.CODEC_LZ4: cramjam.lz4.decompress,
+    DefaultRecordBatch.CODEC_ZSTD: cramjam.zstd.decompress,
+}
+"""Those that the client would copy around; the others go through it."""
 LAST_MS = 2**63 - 1
 
 FINE, CUT_OFF, FALSE_LENGTH, FALSE_NUMBER, NOT_RISING, BEYOND_LAST, LEFT_OVER = range(7)
@@ -51,6 +57,23 @@ class Damaged(Exception):  # noqa: N818 - as in pipeline.errors, without a suffi
 
 class CutOff(Damaged):
     """By its length it goes beyond what was fetched, as the last of a fetch may, never the first."""
+
+
+class Stored(DefaultRecordBatch):  # type: ignore[misc] # the client has no types
+    """The client's view of a batch, without its copies of what was fetched and of what was uncompressed."""
+
+    def __init__(self, data: memoryview) -> None:
+        super().__init__(data[:HEADER_BYTES])
+        self._buffer = data
+
+    def body(self) -> tuple[memoryview, int]:
+        """The records' bytes, and where the first one begins."""
+        packed = self._buffer[HEADER_BYTES:]
+        decode = CODECS.get(self.compression_type)
+        if decode is not None:
+            return memoryview(decode(packed)), 0
+        self._maybe_uncompress()
+        return memoryview(self._buffer), int(self._pos)
 
 
 class Batch(NamedTuple):
@@ -116,16 +139,16 @@ def decoded(partition: TopicPartition, data: memoryview) -> Batch:
     """
     if START.unpack_from(data)[3] in OLD_MAGICS:
         return _old_format(partition, data)
-    batch = DefaultRecordBatch(data)
+    batch = Stored(data)
     if not batch.validate_crc():
         raise Damaged("its checksum does not fit")
     if not 0 <= batch.base_offset <= GREATEST or batch.last_offset_delta < 0:
         raise Damaged(f"its offsets {batch.base_offset} and {batch.last_offset_delta} behind it are none")
     try:
-        batch._maybe_uncompress()  # noqa: SLF001 - no public way
+        body, begin = batch.body()
     except Exception as error:  # each codec raises errors of its own
         raise Damaged(f"its compression does not hold ({error})") from error
-    rows = _rows(partition, batch)
+    rows = _rows(partition, batch, body, begin)
     if batch.is_control_batch and (len(rows) != 1 or rows.key_length[0] < struct.calcsize(">hh")):
         raise Damaged("it is marked as control but holds something else")
     return Batch(rows, batch.base_offset, batch.next_offset, batch)
@@ -143,7 +166,7 @@ def find(buffer: memoryview, at: int, position: int, limit: int) -> tuple[int, i
         base, length, _, _ = START.unpack_from(buffer, place)
         end = place + LENGTH_FROM + length
         if 0 <= base < limit and place + HEADER_BYTES <= end <= len(buffer):
-            batch = DefaultRecordBatch(buffer[place:end])
+            batch = Stored(buffer[place:end])
             if batch.next_offset > position and batch.validate_crc():
                 return int(place), int(base)
     return None
@@ -163,15 +186,15 @@ def _old_format(partition: TopicPartition, data: memoryview) -> Batch:
     return Batch(rows, int(rows.offset[0]), rows.next_offset, None)
 
 
-def _rows(partition: TopicPartition, batch: Any) -> RecordBatch:  # noqa: ANN401 - the client has no types
-    body, count = batch._buffer, batch.records_count  # noqa: SLF001 - uncompressed, no public way
+def _rows(partition: TopicPartition, batch: Stored, body: memoryview, begin: int) -> RecordBatch:
+    count = batch.records_count
     if not 0 <= count <= len(body) // RECORD_BYTES:
         raise Damaged(f"it cannot hold the {count} records that it names")
     longs = np.empty((4, count), np.int64)
     lengths = np.empty((2, count), np.int32)
     found = _read(
         np.frombuffer(body, np.uint8),
-        batch._pos,  # noqa: SLF001 - no public way
+        begin,
         batch.base_offset,
         batch.last_offset_delta,
         batch.first_timestamp,
@@ -184,7 +207,15 @@ def _rows(partition: TopicPartition, batch: Any) -> RecordBatch:  # noqa: ANN401
     if batch.timestamp_type == batch.LOG_APPEND_TIME:
         timestamp[:] = batch.max_timestamp
     return RecordBatch(
-        partition, body, offset, timestamp, key_start, lengths[0], value_start, lengths[1], batch.next_offset
+        partition,
+        cast("bytes", body),  # a view, of which joining makes bytes
+        offset,
+        timestamp,
+        key_start,
+        lengths[0],
+        value_start,
+        lengths[1],
+        batch.next_offset,
     )
 
 

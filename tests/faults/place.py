@@ -34,10 +34,33 @@ from .words import Claimed, Committed, Noticed, Orders, Reached, Said
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60.0
 """So long a worker may say nothing."""
+LONGEST_S = 300.0
+"""So long workers may be followed for one fault, whatever they say."""
 SESSION_MS = 1_500
 """Without a heartbeat for so long a worker on Kafka has lost its partitions."""
 OTHERS_COMMITS = 5
 """Of the worker that took over, before the stopped one goes on."""
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """Where a fault is suffered.
+
+    Attributes:
+        kafka: the broker's address, None for an SQLite file.
+        folder: of its own; it is not there yet.
+        registry, bundles: two bundles, and where they are.
+    """
+
+    kafka: str | None
+    folder: Path
+    registry: Path
+    bundles: tuple[str, str]
+
+    @property
+    def bus(self) -> str:
+        """Its kind, as reports name it."""
+        return "kafka" if self.kafka else "sqlite"
 
 
 @dataclass
@@ -84,25 +107,26 @@ class Place:
 
 
 @contextmanager
-def place_at(kafka: str | None, folder: Path, registry: Path, bundles: tuple[str, str]) -> Iterator[Place]:
-    """A new installation under ``folder`` with the whole load in its topic.
-
-    On the Kafka broker at ``kafka``, or on an SQLite file.
-    """
-    namespace = f"n{uuid.uuid4().hex[:8]}"
+def place_at(grounds: Grounds) -> Iterator[Place]:
+    """A new installation with the whole load in its topic."""
+    namespace, folder = f"n{uuid.uuid4().hex[:8]}", grounds.folder
     folder.mkdir(parents=True)
-    bus = f"kafka://{kafka}?session_timeout_ms={SESSION_MS}" if kafka else f"sqlite:///{folder}/bus.db"
-    text = load.settings_text(namespace, bus, folder, registry, 0)
+    bus = (
+        f"kafka://{grounds.kafka}?session_timeout_ms={SESSION_MS}"
+        if grounds.kafka
+        else f"sqlite:///{folder}/bus.db"
+    )
+    text = load.settings_text(namespace, bus, folder, grounds.registry, 0)
     settings = config.parse(text)
     with closing(pipeline.bus.connect(bus)) as broker:
-        place = Place(folder, namespace, bus, registry, bundles, broker, settings)
+        place = Place(folder, namespace, bus, grounds.registry, grounds.bundles, broker, settings)
         place.path.write_text(text)
         broker.admin().create(
             [*app.input_topics(settings, [STREAM], load.PARTITIONS), *app.output_topics(settings)]
         )
         control = Control(settings, broker, "the kill suite")
         control.apply(STREAM, "to begin with")
-        control.promote(STREAM, bundles[0], "to begin with")
+        control.promote(STREAM, grounds.bundles[0], "to begin with")
         producer, sends = broker.producer(), load.sends(place.topic)
         while batch := list(islice(sends, load.STORED * load.PARTITIONS)):
             producer.send(batch)
@@ -173,6 +197,7 @@ class Run:
     commits: dict[int, int] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
     said: queue.Queue[tuple[Worker, Said | None]] = field(default_factory=queue.Queue)
+    until: float = field(default_factory=lambda: time.monotonic() + LONGEST_S)
 
     @property
     def position(self) -> int:
@@ -185,8 +210,14 @@ class Run:
         return worker
 
     def follow(self, until: Callable[[], bool]) -> None:
-        """Take in what workers say, and decide what is due, until something holds."""
+        """Take in what workers say, and decide what is due, until something holds.
+
+        Raises:
+            AssertionError: nobody says anything any more, or it has been going on for too long.
+        """
         while not until():
+            if time.monotonic() > self.until:
+                raise AssertionError(f"there is no end to it after {LONGEST_S:g} s\n{self._hanging()}")
             try:
                 worker, word = self.said.get(timeout=DEADLINE_S)
             except queue.Empty:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,23 +32,14 @@ class KafkaBroker:
 
     Args:
         url: as :meth:`Link.parse` reads it.
-        transaction_deadline_s: a transaction that lasts longer ends the process.
-        end_process: how it is ended.
 
     Raises:
         ConfigError: the URL is wrong. Nothing is connected yet.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        transaction_deadline_s: float = 30.0,
-        end_process: Callable[[int], object] = os._exit,
-    ) -> None:
+    def __init__(self, url: str) -> None:
         self._link = Link.parse(url)
         self._topics = Topics(self._link)
-        self._watchdog = (transaction_deadline_s, end_process)
         self._made: list[KafkaBus | PlainProducer | PlainReader] = []
 
     def bus(self, *, group: str, topics: Sequence[str], transactional_id: str) -> KafkaBus:
@@ -59,7 +50,7 @@ class KafkaBroker:
             group=group,
             subscribe=topics,
             transactional_id=transactional_id,
-            watchdog=Watchdog(*self._watchdog),
+            watchdog=Watchdog(self._link.timing.deadline / 1_000, os._exit),
         )
         self._made.append(bus)
         return bus

@@ -15,6 +15,7 @@ from servers import free_port, kafka_server
 
 from pipeline.bus.kafka import KafkaBroker
 from pipeline.bus.kafka_link import URL_SETTINGS, Link
+from pipeline.bus.kafka_timing import Timing
 from pipeline.errors import BusDown, ConfigError, NotFound, Refused
 from pipeline.records import Send, TopicPartition, TopicSpec
 
@@ -31,7 +32,7 @@ def test_a_url_names_servers_and_settings(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
     assert link.servers == (("one", 9093), ("two", 9092), ("::1", 9094))
-    assert link.session_timeout_ms == 6000
+    assert (link.timing.session, link.timing.heartbeat) == (6_000, 1_000)
     assert link.security == {
         "security_protocol": "SASL_SSL",
         "sasl_mechanism": "SCRAM-SHA-512",
@@ -52,6 +53,13 @@ def test_a_url_names_servers_and_settings(tmp_path: Path, monkeypatch: pytest.Mo
         ("kafka://host:port", "host:port"),
         ("kafka://host:9092,", "host:port"),
         ("kafka://host?session_timeout_ms=soon", "milliseconds"),
+        ("kafka://host?session_timeout_ms=2", "heartbeat_interval_ms=0"),
+        ("kafka://host?session_timeout_ms=6000&heartbeat_interval_ms=2001", "three of heartbeat_interval_ms"),
+        ("kafka://host?session_timeout_ms=300001", "does not poll"),
+        ("kafka://host?transaction_timeout_ms=9999", "one lost request"),
+        ("kafka://host?transaction_timeout_ms=30000", "a killed worker"),
+        ("kafka://host?static_membership=yes", "false or true"),
+        ("kafka://host?corrupt=ignore", "stop or skip"),
         ("kafka://host?security_protocol=TLS", "SASL_SSL"),
         ("kafka://host?sasl_mechanism=GSSAPI", "SCRAM-SHA-512"),
         ("kafka://host?ssl_cafile=/no/such/file", "no such file"),
@@ -63,6 +71,24 @@ def test_a_mistaken_url_is_explained(url: str, says: str) -> None:
         KafkaBroker(url)
 
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "says"),
+    [
+        ({"request": 20_001, "transaction": 25_000}, "one request"),
+        ({"block": 20_001}, "the wait for room"),
+        ({"delivery": 30_000}, "say what failed"),
+        ({"poll": 90_000}, "have no room"),
+    ],
+)
+def test_what_no_url_sets_is_checked_too(timeouts: dict[str, int], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Timing(**timeouts)
+
+
+def test_a_short_session_has_heartbeats_of_a_third() -> None:
+    assert Link.parse("kafka://host?session_timeout_ms=1500").timing.heartbeat == 500
 
 
 def test_an_unknown_setting_is_answered_with_those_there_are() -> None:

@@ -18,6 +18,8 @@ from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata
 
 from pipeline.bus.kafka import KafkaBroker
 from pipeline.bus.kafka_group import KafkaBus
+from pipeline.bus.kafka_link import Link, Topics
+from pipeline.bus.kafka_transactions import Watchdog
 from pipeline.errors import BusDown, BusError, NotFound, Refused
 from pipeline.journal import JournalLog
 from pipeline.records import Polled, Send, Token, TopicPartition
@@ -94,6 +96,19 @@ class Pending:
         else:
             self.producer.abort_transaction()
         self.producer.close()
+
+
+def watched_bus(bootstrap: str, topic: str, watchdog: Watchdog) -> KafkaBus:
+    """A member with a watchdog of its own."""
+    link = Link.parse(f"kafka://{bootstrap}")
+    return KafkaBus(
+        link,
+        Topics(link),
+        group=group(),
+        subscribe=[topic],
+        transactional_id=uuid.uuid4().hex,
+        watchdog=watchdog,
+    )
 
 
 def evict(bootstrap: str, name: str) -> None:
@@ -211,8 +226,7 @@ def test_a_transaction_that_hangs_ends_the_process(kafka_bootstrap: str, log: Lo
         ended.append(code)
         bitten.set()
 
-    broker = KafkaBroker(f"kafka://{kafka_bootstrap}", transaction_deadline_s=0.2, end_process=end_process)
-    member = Follower(broker.bus(group=group(), topics=[topic], transactional_id=uuid.uuid4().hex)).read(1)
+    member = Follower(watched_bus(kafka_bootstrap, topic, Watchdog(0.2, end_process))).read(1)
     producer = kafka_bus(member)._transactions._producer
     with caplog.at_level(logging.CRITICAL), producer._transaction_manager._lock:  # the answer cannot be taken
         hung = threading.Thread(target=member.commit)
@@ -223,18 +237,17 @@ def test_a_transaction_that_hangs_ends_the_process(kafka_bootstrap: str, log: Lo
     hung.join()
     assert ended[0] == 75
     assert "hung" in caplog.text
-    broker.close()
+    kafka_bus(member).close()
 
 
 def test_a_transaction_in_time_does_not_end_the_process(kafka_bootstrap: str, log: Log) -> None:
     topic = log.topic()
     log.write(topic, b"x")
     ended: list[int] = []
-    broker = KafkaBroker(f"kafka://{kafka_bootstrap}", transaction_deadline_s=5, end_process=ended.append)
-    member = Follower(broker.bus(group=group(), topics=[topic], transactional_id=uuid.uuid4().hex)).read(1)
+    member = Follower(watched_bus(kafka_bootstrap, topic, Watchdog(5, ended.append))).read(1)
 
     member.commit()
-    broker.close()
+    kafka_bus(member).close()
 
     assert not ended
     assert not [

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
-from . import kills
+from . import broker, cluster, kills, members
 from .seam import Fault
 
 
 def faults() -> Iterator[Fault]:
     """One for each row of the report, whatever its bus."""
-    return chain(kills.faults())
+    return chain(kills.faults(), members.faults(), broker.faults(), cluster.faults())

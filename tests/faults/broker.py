@@ -1,0 +1,105 @@
+"""The only broker is killed, or stopped for a while, and comes again on its folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from servers import KafkaServer, kafka_cluster
+
+from pipeline.bus.kafka_transactions import HUNG_EXIT_CODE
+from pipeline.state import connect as connect_state
+
+from .place import Grounds, Run, place_at, running, supervised
+from .seam import Outcome, judged
+from .words import Orders, Point
+
+STOPPED_S = 15.0
+BEFORE = 5_000
+"""Records that are done before the blow."""
+AFTER = 8
+"""Commits before a worker stops in the midst of one."""
+HOMES = [Path(home)] if (home := os.environ.get("KAFKA_HOME")) else []
+"""These faults are done to brokers of their own, from a distribution."""
+
+Blow = Callable[[KafkaServer, Run], None]
+
+
+@dataclass(frozen=True)
+class BrokerFault:
+    """Something that is done to the broker; in the midst of a transaction, or between any two.
+
+    The worker starts again where it ends for it, as its supervisor would see to.
+    """
+
+    name: str
+    blow: Blow
+    point: Point | None = None
+    tries = 1
+    given_up = ""
+    buses: ClassVar = ("kafka",) * len(HOMES)
+
+    def suffer(self, grounds: Grounds) -> Outcome:
+        servers = [KafkaServer(HOMES[0], grounds.folder / "kafka")]
+        with kafka_cluster(servers) as [server]:
+            grounds = replace(grounds, kafka=server.bootstrap, folder=grounds.folder / "place")
+            with place_at(grounds) as place, closing(connect_state(place.settings.state)):
+                with running(place) as run:
+                    recovery = self._suffer(server, run)
+                verdict = judged(place, run)
+        return Outcome(self, grounds.bus, verdict, [recovery])
+
+    def _suffer(self, server: KafkaServer, run: Run) -> float:
+        """Returns the seconds from the blow to the next newly settled batch."""
+        orders = Orders(config=str(run.place.path), point=self.point, after=AFTER, stop=True)
+        worker = run.start(orders)
+        if self.point is None:
+            run.follow(lambda: worker.ended or run.position > BEFORE)
+        else:
+            run.follow(lambda: worker.ended or worker.reached)
+            worker.wait_until_stopped()
+        run.strike()
+        self.blow(server, run)
+        supervised(run, replace(orders, point=None), worker)
+        return run.recovery_s
+
+
+def _kill(server: KafkaServer, run: Run) -> None:
+    server.signal(signal.SIGKILL)
+    run.workers[0].go_on()
+    server.start()
+    server.wait()
+
+
+def _stop(server: KafkaServer, run: Run) -> None:
+    server.signal(signal.SIGSTOP)
+    run.workers[0].go_on()
+    time.sleep(STOPPED_S)  # the fault itself lasts so long
+    server.signal(signal.SIGCONT)
+
+
+def _hang(server: KafkaServer, run: Run) -> None:
+    """Until the worker's watchdog has ended its process."""
+    [worker] = run.workers
+    server.signal(signal.SIGSTOP)
+    worker.go_on()
+    try:
+        run.follow(lambda: worker.ended)
+    finally:
+        server.signal(signal.SIGCONT)
+    if worker.process.returncode != HUNG_EXIT_CODE:
+        raise AssertionError(f"the worker's exit is {worker.process.returncode}\n{run.told()}")
+
+
+def faults() -> Iterator[BrokerFault]:
+    """All of this module."""
+    yield BrokerFault("the broker is killed and started again", _kill)
+    yield BrokerFault("the broker is killed in the midst of a transaction", _kill, Point.OFFSETS)
+    yield BrokerFault(f"the broker is stopped for {STOPPED_S:g} s", _stop)
+    yield BrokerFault("the broker hangs in the midst of a transaction", _hang, Point.OFFSETS)

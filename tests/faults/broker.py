@@ -66,7 +66,7 @@ class BrokerFault:
             worker.wait_until_stopped()
         run.strike()
         self.blow(server, run)
-        supervised(run, replace(orders, point=None), worker)
+        supervised(run, Orders(config=orders.config), worker)
         return run.recovery_s
 
 

@@ -200,6 +200,7 @@ class Run:
         commits: by each worker, that moved the position.
         struck_s: when the last blow came.
         recovery_s: from it to the next newly settled batch.
+        latest: what the last commit that was told of said, which may lie below a position.
         shares: how many partitions each worker has committed last.
         worked_s: when a batch of each partition went through a worker last; steady workers tell.
         pause_s: the longest time in which none of a partition did.
@@ -214,6 +215,7 @@ class Run:
     commits: dict[int, int] = field(default_factory=dict)
     struck_s: float = 0.0
     recovery_s: float = math.nan
+    latest: dict[int, int] = field(default_factory=dict)
     shares: dict[int, int] = field(default_factory=dict)
     worked_s: dict[int, float] = field(default_factory=dict)
     pause_s: float = 0.0
@@ -278,6 +280,7 @@ class Run:
         """The position moves, and at some positions something is decided."""
         before, pid = self.position, worker.process.pid
         self.shares[pid] = len(word.positions)
+        self.latest.update(word.positions)
         for partition, offset in word.positions.items():
             self.positions[partition] = max(offset, self.positions.get(partition, 0))
         if self.position > before:

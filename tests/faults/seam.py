@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .check import Verdict, judge
+from .check import GivenUp, Verdict, judge
 from .place import Grounds, Place, Run
 
 
@@ -81,8 +81,8 @@ class Outcome:
         }
 
 
-def judged(place: Place, run: Run) -> Verdict:
+def judged(place: Place, run: Run, given_up: GivenUp | None = None) -> Verdict:
     """What is left on a place, and what was seen on the way."""
-    verdict = judge(place)
+    verdict = judge(place, given_up)
     verdict.wrong += run.wrong
     return verdict

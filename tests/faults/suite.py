@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
-from . import broker, cluster, kills, members
+from . import broker, cluster, kills, members, topics
 from .seam import Fault
 
 
 def faults() -> Iterator[Fault]:
     """One for each row of the report, whatever its bus."""
-    return chain(kills.faults(), members.faults(), broker.faults(), cluster.faults())
+    modules = kills, members, broker, cluster, topics
+    return chain.from_iterable(module.faults() for module in modules)

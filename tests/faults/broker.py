@@ -13,7 +13,6 @@ from typing import ClassVar
 
 from servers import KafkaServer, kafka_cluster
 
-from pipeline.bus.kafka_transactions import HUNG_EXIT_CODE
 from pipeline.state import connect as connect_state
 
 from .place import Grounds, Run, place_at, running, supervised
@@ -28,6 +27,14 @@ AFTER = 8
 HOMES = [Path(home)] if (home := os.environ.get("KAFKA_HOME")) else []
 """These faults are done to brokers of their own, from a distribution."""
 
+ALONE = (
+    "Nothing, where a killed broker is found dead before it comes again: here after 1 s. With the 9 s that "
+    "Kafka has by default for broker.session.timeout.ms, a broker without replicas that is killed inside a "
+    "commit skips what ends it (Kafka 4.3.1 logs `likely deleted already and hence can be skipped`): outputs "
+    "of that commit are lost or doubled, or its partitions wait without end. The worker says that the group was "
+    "set back, or waits; with three brokers and replication 3 it does not happen."
+)
+
 Blow = Callable[[KafkaServer, Run], None]
 
 
@@ -41,12 +48,12 @@ class BrokerFault:
     name: str
     blow: Blow
     point: Point | None = None
+    given_up: str = ""
     tries = 1
-    given_up = ""
     buses: ClassVar = ("kafka",) * len(HOMES)
 
     def suffer(self, grounds: Grounds) -> Outcome:
-        servers = [KafkaServer(HOMES[0], grounds.folder / "kafka")]
+        servers = [KafkaServer(HOMES[0], grounds.folder / "kafka", 1, broker_session_timeout_ms="1000")]
         with kafka_cluster(servers) as [server]:
             grounds = replace(grounds, kafka=server.bootstrap, folder=grounds.folder / "place")
             with place_at(grounds) as place, closing(connect_state(place.settings.state)):
@@ -84,22 +91,11 @@ def _stop(server: KafkaServer, run: Run) -> None:
     server.signal(signal.SIGCONT)
 
 
-def _hang(server: KafkaServer, run: Run) -> None:
-    """Until the worker's watchdog has ended its process."""
-    [worker] = run.workers
-    server.signal(signal.SIGSTOP)
-    worker.go_on()
-    try:
-        run.follow(lambda: worker.ended)
-    finally:
-        server.signal(signal.SIGCONT)
-    if worker.process.returncode != HUNG_EXIT_CODE:
-        raise AssertionError(f"the worker's exit is {worker.process.returncode}\n{run.told()}")
-
-
 def faults() -> Iterator[BrokerFault]:
     """All of this module."""
-    yield BrokerFault("the broker is killed and started again", _kill)
-    yield BrokerFault("the broker is killed in the midst of a transaction", _kill, Point.OFFSETS)
-    yield BrokerFault(f"the broker is stopped for {STOPPED_S:g} s", _stop)
-    yield BrokerFault("the broker hangs in the midst of a transaction", _hang, Point.OFFSETS)
+    yield BrokerFault("the only broker is killed and started again", _kill, None, ALONE)
+    yield BrokerFault("the only broker is killed in the midst of a transaction", _kill, Point.OFFSETS, ALONE)
+    yield BrokerFault(f"the only broker is stopped for {STOPPED_S:g} s", _stop)
+    yield BrokerFault(
+        f"the only broker is stopped for {STOPPED_S:g} s in the midst of a transaction", _stop, Point.OFFSETS
+    )

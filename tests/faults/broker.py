@@ -31,8 +31,8 @@ ALONE = (
     "Nothing, where a killed broker is found dead before it comes again: here after 1 s. With the 9 s that "
     "Kafka has by default for broker.session.timeout.ms, a broker without replicas that is killed inside a "
     "commit skips what ends it (Kafka 4.3.1 logs `likely deleted already and hence can be skipped`): outputs "
-    "of that commit are lost or doubled, or its partitions wait without end. The worker says that the group was "
-    "set back, or waits; with three brokers and replication 3 it does not happen."
+    "of that commit are lost or doubled, or its partitions wait without end. The worker says that the group "
+    "was set back, or waits; with three brokers and replication 3 it does not happen."
 )
 
 Blow = Callable[[KafkaServer, Run], None]

@@ -25,6 +25,7 @@ BATCH_BYTES = 65_536
 FLUSH_S = 30.0
 CLOSE_S = 5.0
 COORDINATOR_S = 10.0
+GROWN_S = 10.0
 
 
 class KafkaBroker:
@@ -137,6 +138,7 @@ class PlainReader:
         found = self._topics.describe(topic)
         asked = [KafkaPartition(topic, p["partition_index"]) for p in found["partitions"]]
         topic_id = str(found["topic_id"])
+        self._look_again(topic, len(asked))
         with self._link.talking(f"asking for the bounds of {topic}"):
             first = self._consumer.beginning_offsets(asked)
             written = self._topics.client.list_partition_offsets(dict.fromkeys(asked, OffsetSpec.LATEST))
@@ -176,9 +178,16 @@ class PlainReader:
 
     def _known(self, partition: TopicPartition) -> KafkaPartition:
         self._topics.require(partition.topic)
+        self._look_again(partition.topic, partition.partition + 1)
         if partition.partition not in self._consumer.partitions_for_topic(partition.topic):
             raise NotFound(f"topic {partition.topic!r} has no partition {partition.partition}")
         return KafkaPartition(*partition)
+
+    def _look_again(self, topic: str, partitions: int) -> None:
+        """Have the client ask for the cluster's topics: it knows nothing of partitions added since it did."""
+        with self._link.talking(f"looking for the partitions of {topic}"):
+            if len(self._consumer.partitions_for_topic(topic)) < partitions:
+                self._consumer.topics()
 
     def _turn_to(self, partition: TopicPartition, next_offset: int) -> Any:  # noqa: ANN401 - no types
         wanted = KafkaPartition(*partition)
@@ -243,12 +252,21 @@ class KafkaAdmin:
         return made
 
     def grow(self, topic: str, partitions: int) -> None:
-        """Give a topic the partitions that it lacks to have so many."""
-        there = len(self._topics.describe(topic)["partitions"])
-        if partitions > there:
-            with self._link.talking(f"adding partitions to {topic}"):
+        """Give a topic the partitions that it lacks to have so many, and wait until they can be used."""
+        if self._partitions(topic) >= partitions:
+            return
+        with self._link.talking(f"adding partitions to {topic}"):
+            with suppress(kafka_errors.InvalidPartitionsError):  # another worker was faster
                 self._topics.client.create_partitions({topic: partitions})
-                self._topics.client.wait_for_topics([topic])
+            deadline = time.monotonic() + GROWN_S
+            while self._partitions(topic) < partitions:  # some broker may not know of them yet
+                if time.monotonic() > deadline:
+                    raise kafka_errors.KafkaTimeoutError(f"{topic} does not get {partitions} partitions")
+                time.sleep(0.05)
+            self._topics.client.wait_for_topics([topic])
+
+    def _partitions(self, topic: str) -> int:
+        return len(self._topics.describe(topic)["partitions"])
 
     def committed(self, group: str, topic: str) -> Mapping[int, int]:
         """The group's next offsets by partition, without those never committed."""
@@ -262,8 +280,9 @@ class KafkaAdmin:
                 except (
                     kafka_errors.CoordinatorNotAvailableError,
                     kafka_errors.CoordinatorLoadInProgressError,
+                    kafka_errors.NotCoordinatorError,
                 ):
-                    if time.monotonic() > deadline:  # a new cluster makes its offsets topic first
+                    if time.monotonic() > deadline:  # a cluster that starts has none for a while
                         raise
                     time.sleep(0.1)
         return {p.partition: o.offset for p, o in offsets.items() if p.topic == topic and o.offset >= 0}

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -19,9 +20,10 @@ from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata
 from pipeline.bus.kafka import KafkaBroker
 from pipeline.bus.kafka_group import KafkaBus
 from pipeline.bus.kafka_link import Link, Topics
-from pipeline.bus.kafka_transactions import Watchdog
+from pipeline.bus.kafka_transactions import CLOSE_S, Watchdog
 from pipeline.errors import BusDown, BusError, NotFound, Refused
 from pipeline.journal import JournalLog
+from pipeline.ports import Admin
 from pipeline.records import Polled, Send, Token, TopicPartition
 
 pytestmark = pytest.mark.kafka
@@ -162,7 +164,24 @@ def test_an_evicted_member_drops_its_batch_and_cannot_commit(log: Log, kafka_boo
     assert member.read(6).values(topic) == numbered(6)
 
 
-# T2: the token is the membership of the poll, also where another one came before the commit.
+# T2: the token is that of the poll: what the client says at the commit may be no membership at all.
+def test_an_evicted_member_that_has_not_polled_yet_cannot_commit(log: Log, kafka_bootstrap: str) -> None:
+    topic, out, name = log.topic(), log.topic(), group()
+    log.write(topic, *numbered(3))
+    member = member_of(log, name, topic)
+    member.read(3)
+    consumer = kafka_bus(member)._consumer
+    evict(kafka_bootstrap, name)
+    wait_until(lambda: consumer.group_metadata().generation_id < 0)
+
+    with pytest.raises(Refused):
+        member.commit(Send(out, None, b"late"))
+
+    assert log.contents(out) == []
+    assert log.admin.committed(name, topic) == {}
+
+
+# T2: a poll without membership gives no token.
 def test_a_token_without_membership_is_refused(log: Log) -> None:
     topic, out = log.topic(), log.topic()
     member = member_of(log, group(), topic)
@@ -213,6 +232,29 @@ def test_the_producer_of_a_failed_transaction_is_dead_before_the_next_starts(log
     assert not failed._sender.is_alive()
     member.commit(Send(out, None, b"fine"))
     assert [row.value for row in log.contents(out)] == [b"fine"]
+
+
+# T3: closing a client gives up on a thread that hangs, and such a one would go on later.
+def test_a_producer_that_hangs_is_waited_for_until_it_is_dead(log: Log) -> None:
+    topic = log.topic()
+    log.write(topic, b"x")
+    member = member_of(log, group(), topic)
+    member.read(1)
+    transactions = kafka_bus(member)._transactions
+    producer = transactions._producer
+    lived_on: list[bool] = []
+
+    def close() -> None:
+        transactions.close()
+        lived_on.append(producer._sender.is_alive())
+
+    closing = threading.Thread(target=close)
+    with producer._transaction_manager._lock:  # the sender hangs in it
+        closing.start()
+        closing.join(CLOSE_S + 1)
+    closing.join()
+
+    assert lived_on == [False]
 
 
 # T4: the calls that end a transaction take no time-out.
@@ -580,3 +622,33 @@ def test_other_clients_read_the_headers(log: Log, kafka_bootstrap: str) -> None:
     consumer.close()
 
     assert record.headers == [("ce_type", b"alert"), ("ce_id", b"")]
+
+
+# The client of a reader knows the partitions of a topic from its last look, up to 10 s ago.
+def test_a_reader_finds_partitions_that_were_added_since_it_looked(log: Log) -> None:
+    topic = log.topic()
+    log.write(topic, b"x")
+    assert log.reader.read(TopicPartition(topic, 0), 0, 10, 1.0).next_offset == 1
+
+    log.admin.grow(topic, 2)
+
+    assert log.reader.bounds(topic)[1].end_offset == 0
+    log.write(topic, b"y", partition=1)
+    batch = log.reader.read(TopicPartition(topic, 1), 0, 10, 5.0)
+    assert [batch.value(row) for row in range(len(batch))] == [b"y"]
+
+
+# Two workers find new partitions at the same time, and both see to the journal.
+def test_a_topic_that_another_one_makes_grow_is_as_good(log: Log) -> None:
+    topic = log.topic()
+    admins = [log.reopen().admin() for _ in range(8)]
+    together = threading.Barrier(len(admins))
+
+    def grow(admin: Admin) -> None:
+        together.wait()
+        admin.grow(topic, 3)
+
+    with ThreadPoolExecutor(len(admins)) as pool:
+        list(pool.map(grow, admins))
+
+    assert sorted(log.reader.bounds(topic)) == [0, 1, 2]

@@ -181,7 +181,8 @@ class Link:
             return NotFound(f"{where} has no such topic or partition ({error}, while {doing})")
         if isinstance(error, kafka_errors.AuthorizationError | kafka_errors.SaslAuthenticationFailedError):
             return BusError(f"{where} refused {doing}: {error}; mend the credentials or the topic's ACLs")
-        if isinstance(error, kafka_errors.RetriableError):
+        if isinstance(error, kafka_errors.RetriableError | kafka_errors.UnknownBrokerIdError):
+            # The last is node -1: for the moment a partition has no leader.
             return BusDown(f"{where} did not answer while {doing} ({error}); see that its brokers run")
         return BusError(f"{where} failed while {doing}: {error}")
 

@@ -28,12 +28,13 @@ HOMES = [Path(home)] if (home := os.environ.get("KAFKA_HOME")) else []
 """These faults are done to brokers of their own, from a distribution."""
 
 ALONE = (
-    "Nothing, where a killed broker is found dead before it comes again: here after 1 s. With the 9 s that "
-    "Kafka has by default for broker.session.timeout.ms, a broker without replicas that is killed inside a "
-    "commit skips what ends it (Kafka 4.3.1 logs `likely deleted already and hence can be skipped`): outputs "
-    "of that commit are lost or doubled, or its partitions wait without end. The worker says that the group "
-    "was set back, or waits; with three brokers and replication 3 it does not happen."
+    "Nothing here. But where a broker without replicas is found dead inside a commit, and comes again only "
+    "then, Kafka 4.3.1 skips what ends that commit (its log: `likely deleted already and hence can be "
+    "skipped`): outputs of it are lost or doubled, or its partitions wait without end. The worker says that "
+    "the group was set back, or waits. This broker's session is chosen so that it does not come to that "
+    "(Kafka's own: broker.session.timeout.ms=9000); with three brokers and replication 3 it cannot."
 )
+FOUND_DEAD_MS, NEVER_FOUND_DEAD_MS = 1_000, 60_000
 
 Blow = Callable[[KafkaServer, Run], None]
 
@@ -43,17 +44,23 @@ class BrokerFault:
     """Something that is done to the broker; in the midst of a transaction, or between any two.
 
     The worker starts again where it ends for it, as its supervisor would see to.
+
+    Attributes:
+        session_ms: after so long without heartbeats the controller takes the broker for dead.
     """
 
     name: str
     blow: Blow
     point: Point | None = None
-    given_up: str = ""
+    session_ms: int = FOUND_DEAD_MS
+    given_up = ALONE
     tries = 1
     buses: ClassVar = ("kafka",) * len(HOMES)
 
     def suffer(self, grounds: Grounds) -> Outcome:
-        servers = [KafkaServer(HOMES[0], grounds.folder / "kafka", 1, broker_session_timeout_ms="1000")]
+        servers = [
+            KafkaServer(HOMES[0], grounds.folder / "kafka", 1, broker_session_timeout_ms=str(self.session_ms))
+        ]
         with kafka_cluster(servers) as [server]:
             grounds = replace(grounds, kafka=server.bootstrap, folder=grounds.folder / "place")
             with place_at(grounds) as place, closing(connect_state(place.settings.state)):
@@ -93,9 +100,8 @@ def _stop(server: KafkaServer, run: Run) -> None:
 
 def faults() -> Iterator[BrokerFault]:
     """All of this module."""
-    yield BrokerFault("the only broker is killed and started again", _kill, None, ALONE)
-    yield BrokerFault("the only broker is killed in the midst of a transaction", _kill, Point.OFFSETS, ALONE)
-    yield BrokerFault(f"the only broker is stopped for {STOPPED_S:g} s", _stop)
-    yield BrokerFault(
-        f"the only broker is stopped for {STOPPED_S:g} s in the midst of a transaction", _stop, Point.OFFSETS
-    )
+    for when, point in (("", None), (" in the midst of a transaction", Point.OFFSETS)):
+        yield BrokerFault(f"the only broker is killed and started again{when}", _kill, point)
+        yield BrokerFault(
+            f"the only broker is stopped for {STOPPED_S:g} s{when}", _stop, point, NEVER_FOUND_DEAD_MS
+        )

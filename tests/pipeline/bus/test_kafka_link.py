@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from kafka.errors import KafkaError, MetadataEmptyBrokerList, UnknownBrokerIdError
 from servers import free_port, kafka_server
 
 from pipeline.bus.kafka import KafkaBroker
@@ -111,6 +112,15 @@ def test_a_cluster_that_does_not_answer_is_named_with_the_remedy() -> None:
         with pytest.raises(BusDown, match=f"{address}.*start it"):
             ask()
     broker.close()
+
+
+# Between a broker's death and the election of another one partitions are led by nobody, node -1 to the client.
+@pytest.mark.parametrize("error", [UnknownBrokerIdError(-1), MetadataEmptyBrokerList()])
+def test_a_cluster_without_a_leader_is_waited_for(error: KafkaError) -> None:
+    link = Link.parse("kafka://host:9092")
+
+    with pytest.raises(BusDown, match="see that its brokers run"), link.talking("asking"):
+        raise error
 
 
 @pytest.mark.kafka

@@ -114,7 +114,7 @@ def test_a_cluster_that_does_not_answer_is_named_with_the_remedy() -> None:
     broker.close()
 
 
-# Between a broker's death and the election of another one partitions are led by nobody, node -1 to the client.
+# When a broker has died partitions are led by nobody for a while, by node -1 to the client.
 @pytest.mark.parametrize("error", [UnknownBrokerIdError(-1), MetadataEmptyBrokerList()])
 def test_a_cluster_without_a_leader_is_waited_for(error: KafkaError) -> None:
     link = Link.parse("kafka://host:9092")

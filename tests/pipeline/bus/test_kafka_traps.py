@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -486,18 +486,35 @@ def test_what_is_kept_across_a_missed_generation_is_announced_again(log: Log, ka
     assert member.values(topic, 0) == [b"2", b"3"]
 
 
-# A rebalance that takes nothing away costs nothing: state and position of what stays are kept.
+# A rebalance that takes nothing away costs nothing: state and position of what stays are kept. A member that
+# missed a generation, as a slow machine may make it, is told again of all that it has: that one begins anew.
 def test_partitions_that_stay_are_not_announced_again(log: Log) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not _stays_in_every_generation(log):
+        assert time.monotonic() < deadline, "a generation was missed each time"
+
+
+def _stays_in_every_generation(log: Log) -> bool:
+    """Let a second member join; False where the first one missed a generation meanwhile."""
     topic, name = log.topic(4), group()
     for partition in range(4):
         log.write(topic, *numbered(2), partition=partition)
     first = member_of(log, name, topic)
     first.joined(4).read(8)
     first.commit()
+    missed, took_part = [], kafka_bus(first)._took_part_in_all
 
+    def watched(joined: Sequence[int], membership: ConsumerGroupMetadata) -> bool:
+        missed.append(not took_part(joined, membership))
+        return not missed[-1]
+
+    kafka_bus(first)._took_part_in_all = watched  # type: ignore[method-assign]
     second = member_of(log, name, topic)
     turn_until(lambda: len(first.assigned) == len(second.assigned) == 2, first, second)
+    if any(missed):
+        return False
 
+    assert missed
     assert first.lost == 2
     assert not set(first.assigned) & set(second.assigned)
     for partition in range(4):
@@ -505,6 +522,7 @@ def test_partitions_that_stay_are_not_announced_again(log: Log) -> None:
     turn_until(lambda: sum(len(m.rows[p]) for m in (first, second) for p in m.assigned) == 12, first, second)
     assert all(first.values(*p) == numbered(4) for p in first.assigned)
     assert all(second.values(*p) == numbered(2, start=2) for p in second.assigned)
+    return True
 
 
 # Retention may overtake a slow member; going on from a gap in silence would be loss in silence.
@@ -652,3 +670,26 @@ def test_a_topic_that_another_one_makes_grow_is_as_good(log: Log) -> None:
         list(pool.map(grow, admins))
 
     assert sorted(log.reader.bounds(topic)) == [0, 1, 2]
+
+
+# Static membership: who comes again within the session is no newcomer, and nobody else is asked to give.
+def test_a_static_member_that_comes_again_keeps_its_partitions(log: Log, kafka_bootstrap: str) -> None:
+    topic, name, slots = log.topic(4), group(), [uuid.uuid4().hex for _ in range(2)]
+    brokers = [KafkaBroker(f"kafka://{kafka_bootstrap}?static_membership=true") for _ in range(3)]
+    first, second = (
+        Watcher(broker.bus(group=name, topics=[topic], transactional_id=slot))
+        for broker, slot in zip(brokers, slots, strict=False)
+    )
+    turn_until(lambda: len(first.assigned) == len(second.assigned) == 2, first, second)
+    kept, lost = set(second.assigned), second.lost
+    generation = second.token.value.generation_id  # type: ignore[attr-defined]
+
+    brokers[0].close()
+    again = Watcher(brokers[2].bus(group=name, topics=[topic], transactional_id=slots[0]))
+    turn_until(lambda: len(again.assigned) == 2, again, second)
+
+    assert set(again.assigned) == set(first.assigned)
+    assert (set(second.assigned), second.lost) == (kept, lost)
+    assert second.token.value.generation_id == generation  # type: ignore[attr-defined]
+    for broker in brokers:
+        broker.close()

@@ -12,8 +12,9 @@ import pytest
 
 from faults import load
 from faults.kills import SEEN, Kill
-from faults.place import Grounds, cut_short, place_at, running
+from faults.place import ROOT, Grounds, cut_short, place_at, running
 from faults.seam import judged
+from faults.suite import faults
 from faults.words import Orders, Point
 
 IN_TURN = (
@@ -32,6 +33,25 @@ IN_TURN = (
     (Point.DRAFT, 5),
 )
 """Where one worker after another is killed, and after how many commits of its own."""
+
+
+IN_SHORT = (
+    "the only broker is killed and started again in the midst of a transaction",
+    "Redis and snapshots are lost, and retention overtakes what is read again",
+    "a partition is added to the live topic",
+)
+"""Of the faults beside the kills, those that tell most in a short time."""
+
+
+def test_the_page_says_of_every_fault_what_is_given_up() -> None:
+    page = (ROOT / "docs" / "exactly-once.md").read_text(encoding="utf-8").split("| Fault |")[1]
+    told = [line for line in page.splitlines()[2:] if line.startswith("| ")]
+
+    assert told == [
+        f"| {fault.name} | {fault.given_up or 'nothing'} |"
+        for fault in faults()
+        if not isinstance(fault, Kill) or not fault.naive
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -111,3 +131,18 @@ def test_a_naive_worker_loses_what_it_committed_before_the_checkpoint(on_sqlite:
 
     assert outcome.verdict.lost >= SEEN
     assert len(outcome.verdict.wrong) >= SEEN
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("name", IN_SHORT)
+def test_what_befalls_topics_and_brokers_costs_what_is_said_and_no_more(
+    name: str, kafka_bootstrap: str, registry: tuple[Path, tuple[str, str]], tmp_path: Path
+) -> None:
+    [fault] = [each for each in faults() if each.name == name]
+    if "kafka" not in fault.buses:
+        pytest.skip("it needs a broker of its own: set KAFKA_HOME to a distribution")
+
+    outcome = fault.suffer(Grounds(kafka_bootstrap, tmp_path / "place", *registry))
+
+    assert outcome.held, outcome.verdict

@@ -99,6 +99,13 @@ def test_an_unknown_setting_is_answered_with_those_there_are() -> None:
     assert all(name in str(error.value) for name in URL_SETTINGS)
 
 
+def test_the_page_on_operations_has_every_setting() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
+
+    told = page.split("| Setting | Meaning (default) |\n|---|---|\n")[1].split("\n\n")[0]
+    assert told.splitlines() == [f"| `{name}` | {meaning} |" for name, meaning in URL_SETTINGS.items()]
+
+
 def test_a_cluster_that_does_not_answer_is_named_with_the_remedy() -> None:
     address = f"127.0.0.1:{free_port()}"
     broker = KafkaBroker(f"kafka://{address}")

@@ -20,8 +20,6 @@ NO_KAFKA = (
     "no Kafka broker: set KAFKA_BOOTSTRAP_SERVERS to one, or KAFKA_HOME to a distribution, or start Docker"
 )
 BROKER_SETTINGS = {
-    "process.roles": "broker,controller",
-    "node.id": "1",
     "controller.listener.names": "CONTROLLER",
     "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "num.partitions": "1",
@@ -98,24 +96,32 @@ def _kafka_container() -> Iterator[str]:
 
 
 class KafkaServer:
-    """A node of Kafka in KRaft mode from the distribution at ``home``: broker and controller.
+    """A node of Kafka in KRaft mode from the distribution at ``home``: a broker, a controller, or both.
 
     It can be killed, stopped, and started again on its folder, under the same address.
     """
 
-    def __init__(self, home: Path, folder: Path, node: int = 1, **settings: str) -> None:
+    def __init__(
+        self, home: Path, folder: Path, node: int = 1, *, roles: str = "broker,controller", **settings: str
+    ) -> None:
         """Choose its ports; ``settings`` are broker settings with underscores for dots."""
         self._home, self.folder, self.node = home, folder, node
-        self._port, controller = free_port(), free_port()
-        self.bootstrap = f"127.0.0.1:{self._port}"
-        self.voter = f"{node}@127.0.0.1:{controller}"
+        broker, controller = free_port(), free_port()
+        self.bootstrap = f"127.0.0.1:{broker}"
+        self.voter = f"{node}@127.0.0.1:{controller}" if "controller" in roles else ""
+        self._port = broker if "broker" in roles else controller
+        listeners = {
+            "broker": f"PLAINTEXT://{self.bootstrap}",
+            "controller": f"CONTROLLER://127.0.0.1:{controller}",
+        }
         self._settings = BROKER_SETTINGS | {
+            "process.roles": roles,
             "node.id": str(node),
-            "listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"PLAINTEXT://{self.bootstrap}",
-            "controller.quorum.voters": self.voter,
+            "listeners": ",".join(listeners[role] for role in roles.split(",")),
             "log.dirs": str(folder / "data"),
         }
+        if "broker" in roles:
+            self._settings["advertised.listeners"] = listeners["broker"]
         self._settings |= {name.replace("_", "."): value for name, value in settings.items()}
         self._environment = os.environ | {
             "LOG_DIR": str(folder / "logs"),
@@ -178,7 +184,7 @@ class KafkaServer:
 @contextmanager
 def kafka_server(home: Path, folder: Path, **settings: str) -> Iterator[str]:
     """One Kafka broker; yields ``127.0.0.1:PORT``. Everything it writes stays under ``folder``."""
-    with kafka_cluster([KafkaServer(home, folder, 1, **settings)]) as [server]:
+    with kafka_cluster([KafkaServer(home, folder, 1, roles="broker,controller", **settings)]) as [server]:
         yield server.bootstrap
 
 
@@ -186,9 +192,10 @@ def kafka_server(home: Path, folder: Path, **settings: str) -> Iterator[str]:
 def kafka_cluster(servers: Sequence[KafkaServer]) -> Iterator[Sequence[KafkaServer]]:
     """Nodes of one cluster, none of which is left running at the end."""
     cluster = "A" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
+    voters = ",".join(server.voter for server in servers if server.voter)
     with ExitStack() as opened:
         for server in servers:
-            server.format(cluster, controller_quorum_voters=",".join(each.voter for each in servers))
+            server.format(cluster, controller_quorum_voters=voters)
             opened.callback(server.close)
             server.start()
         for server in servers:

@@ -102,8 +102,13 @@ class KafkaBus:
         self._columns = Columns(skip_corrupt=link.skip_corrupt).attach(self._consumer)
         self._notes = Notes(self._consumer)
         self._consumer.subscribe(list(subscribe), listener=self._notes)
-        for topic in subscribe:  # metadata that come during the first join can wedge it for ever
-            self._consumer.partitions_for_topic(topic)
+        try:
+            with link.talking(f"joining {group}"):
+                for topic in subscribe:  # metadata that come during the first join can wedge it for ever
+                    self._consumer.partitions_for_topic(topic)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def columnar(self) -> bool:

@@ -28,13 +28,13 @@ HOMES = [Path(home)] if (home := os.environ.get("KAFKA_HOME")) else []
 """These faults are done to brokers of their own, from a distribution."""
 
 ALONE = (
-    "Nothing here. But where a broker without replicas is found dead inside a commit, and comes again only "
-    "then, Kafka 4.3.1 skips what ends that commit (its log: `likely deleted already and hence can be "
-    "skipped`): outputs of it are lost or doubled, or its partitions wait without end. The worker says that "
-    "the group was set back, or waits. This broker's session is chosen so that it does not come to that "
-    "(Kafka's own: broker.session.timeout.ms=9000); with three brokers and replication 3 it cannot."
+    "Nothing here, where the controller finds the broker dead before it comes again. Where it does so only "
+    "afterwards, as with broker and controller in one process, Kafka 4.3.1 skips what ends a commit that was "
+    "under way (its log: `likely deleted already and hence can be skipped`): outputs of that commit are lost "
+    "or doubled, or its partitions wait without end. The worker says that the group was set back, or waits. "
+    "Run three brokers, with replication 3."
 )
-FOUND_DEAD_MS, NEVER_FOUND_DEAD_MS = 1_000, 60_000
+FOUND_DEAD_S, NEVER_FOUND_DEAD_S = 1.0, 60.0
 
 Blow = Callable[[KafkaServer, Run], None]
 
@@ -46,22 +46,29 @@ class BrokerFault:
     The worker starts again where it ends for it, as its supervisor would see to.
 
     Attributes:
-        session_ms: after so long without heartbeats the controller takes the broker for dead.
+        session_s: after so long without heartbeats the controller, a process of its own, finds it dead.
     """
 
     name: str
     blow: Blow
     point: Point | None = None
-    session_ms: int = FOUND_DEAD_MS
-    given_up = ALONE
+    given_up: str = ""
+    session_s: float = FOUND_DEAD_S
     tries = 1
     buses: ClassVar = ("kafka",) * len(HOMES)
 
     def suffer(self, grounds: Grounds) -> Outcome:
-        servers = [
-            KafkaServer(HOMES[0], grounds.folder / "kafka", 1, broker_session_timeout_ms=str(self.session_ms))
+        session_ms = str(round(self.session_s * 1_000))
+        nodes = [
+            KafkaServer(
+                HOMES[0],
+                grounds.folder / "controller",
+                roles="controller",
+                broker_session_timeout_ms=session_ms,
+            ),
+            KafkaServer(HOMES[0], grounds.folder / "kafka", 2, roles="broker"),
         ]
-        with kafka_cluster(servers) as [server]:
+        with kafka_cluster(nodes) as [_, server]:
             grounds = replace(grounds, kafka=server.bootstrap, folder=grounds.folder / "place")
             with place_at(grounds) as place, closing(connect_state(place.settings.state)):
                 with running(place) as run:
@@ -87,6 +94,7 @@ class BrokerFault:
 def _kill(server: KafkaServer, run: Run) -> None:
     server.signal(signal.SIGKILL)
     run.workers[0].go_on()
+    time.sleep(2 * FOUND_DEAD_S)  # nobody but the controller knows when it has
     server.start()
     server.wait()
 
@@ -101,7 +109,7 @@ def _stop(server: KafkaServer, run: Run) -> None:
 def faults() -> Iterator[BrokerFault]:
     """All of this module."""
     for when, point in (("", None), (" in the midst of a transaction", Point.OFFSETS)):
-        yield BrokerFault(f"the only broker is killed and started again{when}", _kill, point)
+        yield BrokerFault(f"the only broker is killed and started again{when}", _kill, point, ALONE)
         yield BrokerFault(
-            f"the only broker is stopped for {STOPPED_S:g} s{when}", _stop, point, NEVER_FOUND_DEAD_MS
+            f"the only broker is stopped for {STOPPED_S:g} s{when}", _stop, point, "", NEVER_FOUND_DEAD_S
         )

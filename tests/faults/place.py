@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -174,7 +174,9 @@ class Worker:
 
     def wait_until_stopped(self) -> None:
         """Return once the process, which has reached its point, is stopped; raises where it ended instead."""
-        found = os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        found = None
+        with suppress(ChildProcessError):  # it is gone already
+            found = os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         if found is None or found.si_code != os.CLD_STOPPED:
             raise AssertionError(f"{self.orders}: the worker ended before it came to the point")
 

@@ -242,6 +242,7 @@ def test_a_producer_that_hangs_is_waited_for_until_it_is_dead(log: Log) -> None:
     member.read(1)
     transactions = kafka_bus(member)._transactions
     producer = transactions._producer
+    producer.partitions_for(topic)
     lived_on: list[bool] = []
 
     def close() -> None:
@@ -249,9 +250,11 @@ def test_a_producer_that_hangs_is_waited_for_until_it_is_dead(log: Log) -> None:
         lived_on.append(producer._sender.is_alive())
 
     closing = threading.Thread(target=close)
-    with producer._transaction_manager._lock:  # the sender hangs in it
+    with producer._transaction_manager._lock:  # the sender, which has a record to send, hangs in it
+        producer.begin_transaction()
+        producer.send(topic, b"y")
         closing.start()
-        closing.join(CLOSE_S + 1)
+        closing.join(2 * CLOSE_S + 1)  # the client gives up twice: to flush, and to end its thread
     closing.join()
 
     assert lived_on == [False]

@@ -17,7 +17,7 @@ from .words import Orders
 
 PARTITIONS = 4
 CHUNK = 8
-PER_S = 1_000
+PER_S = 500
 MOST_PAUSE_S = 3.0
 """A rolling restart holds each partition back for less."""
 EVENTS = 12
@@ -51,7 +51,7 @@ class Feed:
 
 
 @contextmanager
-def feeding(place: Place, per_s: int = PER_S) -> Iterator[Feed]:
+def feeding(place: Place, per_s: int) -> Iterator[Feed]:
     """The load comes in while the context lasts."""
     feed = Feed(place, per_s)
     thread = threading.Thread(target=feed.run)
@@ -78,7 +78,7 @@ class ComeAndGo:
             place_at(grounds, partitions=PARTITIONS, fed=False) as place,
             closing(connect_state(place.settings.state)),
         ):
-            with running(place) as run, feeding(place) as feed:
+            with running(place) as run, feeding(place, 2 * PER_S) as feed:
                 live = [start(run, 0)]
                 run.follow(lambda: run.position > 0)
                 for _ in range(EVENTS):
@@ -124,14 +124,14 @@ class RollingRestart:
             place_at(grounds, partitions=PARTITIONS, fed=False, query=query) as place,
             closing(connect_state(place.settings.state)),
         ):
-            with running(place) as run, feeding(place) as feed:
+            with running(place) as run, feeding(place, PER_S) as feed:
                 live = [start(run, 0), start(run, 1)]
-                run.follow(lambda: settled(run, live))
+                settle(run, feed, live)
                 run.pause_s = 0.0
                 for number, old in enumerate(live):
                     run.end(old)
                     live[number] = start(run, old.orders.slot)
-                    run.follow(lambda: settled(run, live))
+                    settle(run, feed, live)
                 paused_s = run.pause_s
                 finish(run, feed, live)
             verdict = judged(place, run)
@@ -152,9 +152,14 @@ def start(run: Run, slot: int) -> Worker:
     return run.start(Orders(config=str(run.place.path), slot=slot, steady=True))
 
 
-def settled(run: Run, live: list[Worker]) -> bool:
-    """Whether each of the workers works on its share of the partitions."""
-    return all(run.shares.get(worker.process.pid) == PARTITIONS // len(live) for worker in live)
+def settle(run: Run, feed: Feed, live: list[Worker]) -> None:
+    """Wait until each of the workers has its share of the partitions, and all of them go on."""
+    share = PARTITIONS // len(live)
+    run.follow(lambda: all(run.claims.get(worker.process.pid, 0) >= share for worker in live))
+    claimed_s = time.monotonic()
+    run.follow(lambda: feed.fed or min(run.worked_s.values()) > claimed_s)
+    if feed.fed:
+        raise AssertionError("the machine is too slow: all was fed before the workers had settled")
 
 
 def finish(run: Run, feed: Feed, live: list[Worker]) -> None:

@@ -203,7 +203,7 @@ class Run:
         struck_s: when the last blow came.
         recovery_s: from it to the next newly settled batch.
         latest: what the last commit that was told of said, which may lie below a position.
-        shares: how many partitions each worker has committed last.
+        claims: how many partitions each worker has claimed.
         worked_s: when a batch of each partition went through a worker last; steady workers tell.
         pause_s: the longest time in which none of a partition did.
     """
@@ -218,7 +218,7 @@ class Run:
     struck_s: float = 0.0
     recovery_s: float = math.nan
     latest: dict[int, int] = field(default_factory=dict)
-    shares: dict[int, int] = field(default_factory=dict)
+    claims: dict[int, int] = field(default_factory=dict)
     worked_s: dict[int, float] = field(default_factory=dict)
     pause_s: float = 0.0
     workers: list[Worker] = field(default_factory=list)
@@ -267,6 +267,7 @@ class Run:
             case Committed():
                 self._settle(worker, word)
             case Claimed(partition, offset):
+                self.claims[worker.process.pid] = self.claims.get(worker.process.pid, 0) + 1
                 committed = self.place.committed().get(partition, 0)
                 self.reread.append(committed - (offset or 0))
                 if offset is not None and offset > committed:
@@ -281,7 +282,6 @@ class Run:
     def _settle(self, worker: Worker, word: Committed) -> None:
         """The position moves, and at some positions something is decided."""
         before, pid = self.position, worker.process.pid
-        self.shares[pid] = len(word.positions)
         self.latest.update(word.positions)
         for partition, offset in word.positions.items():
             self.positions[partition] = max(offset, self.positions.get(partition, 0))

@@ -177,9 +177,8 @@ class MadeAgain:
             before = _do_half(place, run)
             opened = {one.id for past in _pasts(place).values() for one in past.open.values()}
             besides = left(place)
-            claims = len(run.reread) + load.PARTITIONS
             worker = run.start(Orders(config=str(place.path), steady=True))
-            run.follow(lambda: len(run.reread) == claims)
+            run.follow(lambda: run.claims.get(worker.process.pid) == load.PARTITIONS)
             _make_again(place, grounds)
             run.positions.clear()
             place.sends = load.sends(place.topic)

@@ -66,7 +66,9 @@ class BrokerFault:
                 roles="controller",
                 broker_session_timeout_ms=session_ms,
             ),
-            KafkaServer(HOMES[0], grounds.folder / "kafka", 2, roles="broker"),
+            KafkaServer(
+                HOMES[0], grounds.folder / "kafka", 2, roles="broker", broker_heartbeat_interval_ms="200"
+            ),
         ]
         with kafka_cluster(nodes) as [_, server]:
             grounds = replace(grounds, kafka=server.bootstrap, folder=grounds.folder / "place")

@@ -36,7 +36,7 @@ IN_TURN = (
 
 
 IN_SHORT = (
-    "the only broker is killed and started again in the midst of a transaction",
+    "the group is set back while no worker runs",
     "Redis and snapshots are lost, and retention overtakes what is read again",
     "a partition is added to the live topic",
 )

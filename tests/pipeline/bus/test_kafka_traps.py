@@ -313,6 +313,33 @@ def test_members_join_with_very_short_polls(log: Log) -> None:
             member.turn(timeout_s=0.02)
 
 
+# T5: metadata that come while the first join is under way can wedge it, so they come before.
+def test_the_topics_are_known_before_the_first_poll(log: Log) -> None:
+    topic = log.topic(4)
+
+    member = member_of(log, group(), topic)
+
+    assert kafka_bus(member)._consumer._cluster.partitions_for_topic(topic) == {0, 1, 2, 3}
+
+
+# T5: a join that ends between two polls counts; the client would begin it anew, and ask all others to join.
+def test_a_join_that_ends_between_two_polls_counts(log: Log) -> None:
+    topic, name = log.topic(), group()
+    member = member_of(log, name, topic)
+    client = log.broker._topics.client  # type: ignore[attr-defined]
+    assert log.admin.committed(name, topic) == {}  # there is a coordinator
+
+    def stable() -> bool:
+        member.bus.poll(10, 0.0)
+        state: str = client.describe_groups([name])[name]["group_state"]
+        return state == "Stable"
+
+    wait_until(stable)
+    member.joined()
+
+    assert member.token.value.generation_id == 1  # type: ignore[attr-defined]
+
+
 def test_a_wedged_join_is_ended(log: Log) -> None:
     topic = log.topic()
     member = member_of(log, group(), topic)
@@ -526,6 +553,19 @@ def _stays_in_every_generation(log: Log) -> bool:
     assert all(first.values(*p) == numbered(4) for p in first.assigned)
     assert all(second.values(*p) == numbered(2, start=2) for p in second.assigned)
     return True
+
+
+# T8: the listener only notes what was lost, and the next poll says so, also where it came back meanwhile.
+def test_a_partition_that_was_lost_and_given_back_is_announced_again(log: Log) -> None:
+    topic = log.topic(2)
+    member = member_of(log, group(), topic)
+    member.joined(2)
+    member.assigned.clear()
+
+    kafka_bus(member)._notes.on_partitions_revoked([KafkaPartition(topic, 0)])
+    turn_until(lambda: member.assigned, member)
+
+    assert (member.lost, list(member.assigned)) == (1, [TopicPartition(topic, 0)])
 
 
 # Retention may overtake a slow member; going on from a gap in silence would be loss in silence.

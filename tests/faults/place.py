@@ -110,7 +110,6 @@ class Place:
     def decide(self) -> None:
         """Another bundle, or another policy."""
         turn, policy = divmod(self.decided, 2)
-        self.decided += 1
         number = (turn + 1) % len(load.POLICIES)
         settings = config.parse(
             load.settings_text(self.namespace, self.bus, self.folder, self.registry, number)
@@ -120,6 +119,7 @@ class Place:
             control.apply(STREAM, "to be killed with")
         else:
             control.promote(STREAM, self.bundles[(turn + 1) % 2], "to be killed with")
+        self.decided += 1
 
 
 @contextmanager
@@ -291,7 +291,8 @@ class Run:
                 self.recovery_s = word.at_s - self.struck_s
         due = (self.place.decided + 1) * self.place.records // (load.CHANGES + 1)
         if self.deciding and self.place.decided < load.CHANGES and self.position >= due:
-            self.place.decide()
+            with suppress(BusDown):  # it is decided once the bus answers
+                self.place.decide()
 
     def strike(self) -> None:
         """Here comes the next blow."""

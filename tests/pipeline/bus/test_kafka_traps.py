@@ -330,7 +330,7 @@ def test_a_join_that_ends_between_two_polls_counts(log: Log) -> None:
     assert log.admin.committed(name, topic) == {}  # there is a coordinator
 
     def stable() -> bool:
-        member.bus.poll(10, 0.0)
+        member.turn(timeout_s=0)
         state: str = client.describe_groups([name])[name]["group_state"]
         return state == "Stable"
 

@@ -24,7 +24,8 @@ LINGER_MS = 5
 BATCH_BYTES = 65_536
 FLUSH_S = 30.0
 CLOSE_S = 5.0
-COORDINATOR_S = 10.0
+COORDINATOR_S = 20.0
+"""A broker's death is found after 9 s, and its groups move then."""
 GROWN_S = 10.0
 
 
@@ -284,5 +285,7 @@ class KafkaAdmin:
                 ):
                     if time.monotonic() > deadline:  # a cluster that starts has none for a while
                         raise
+                    # The client would ask a coordinator that is none any more for ever.
+                    self._topics.client._manager.cluster._coordinators.clear()  # noqa: SLF001 - no public way
                     time.sleep(0.1)
         return {p.partition: o.offset for p, o in offsets.items() if p.topic == topic and o.offset >= 0}

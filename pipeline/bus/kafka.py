@@ -278,11 +278,7 @@ class KafkaAdmin:
                 try:
                     offsets = self._topics.client.list_group_offsets({group: None})[group]
                     break
-                except (
-                    kafka_errors.CoordinatorNotAvailableError,
-                    kafka_errors.CoordinatorLoadInProgressError,
-                    kafka_errors.NotCoordinatorError,
-                ):
+                except kafka_errors.RetriableError:
                     if time.monotonic() > deadline:  # a cluster that starts has none for a while
                         raise
                     # The client would ask a coordinator that is none any more for ever.

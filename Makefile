@@ -20,7 +20,9 @@ endif
 # Coverage cannot see into compiled kernels, so the tests of the pure core run once more uncompiled.
 CORE_TESTS = $(wildcard tests/pipeline/test_*.py)
 
-.PHONY: help setup demo test faults lint bench
+SECONDS ?= 300
+
+.PHONY: help setup demo test faults fuzz lint bench
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -38,6 +40,12 @@ test: $(READY) ## run all tests; those that need Kafka say how to give it
 
 faults: $(READY) ## kill, stop, restart and cut off workers and servers, and write build/faults.json
 	@PYTHONPATH=tests $(BIN)/python -m faults
+
+fuzz: $(READY) ## damage batches of Kafka in ever new ways for 300 s (SECONDS=600: longer)
+	@$(PIP_INSTALL) --quiet --quiet --group fuzz
+	@mkdir -p build/fuzz/found
+	NUMBA_DISABLE_JIT=1 PYTHONPATH=tests/pipeline/bus $(BIN)/python -m fuzz_columnar build/fuzz/corpus \
+		-max_total_time=$(SECONDS) -max_len=300 -print_final_stats=1 -artifact_prefix=build/fuzz/found/
 
 lint: $(READY) ## check style, format, types and the order of the floors
 	$(BIN)/ruff check

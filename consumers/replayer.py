@@ -157,7 +157,7 @@ class Replay:
                 known = imposed if self.state.next_offset < self.imposed_to else None
                 outputs = self._detector.step(self.state, batch, self._scorer, known)
                 if inside:
-                    self.records += len(batch)
+                    self.records += len(batch) + batch.damaged
                     self._look_for_ties(outputs)
                 ended = self._settle()
                 self.state.stored()  # no store waits for what changed
@@ -172,7 +172,7 @@ class Replay:
             cuts.append(boundary)
         batch = batch.before(min([cut for cut in cuts if cut > at], default=batch.next_offset))
         if len(batch) > most:
-            batch = batch.rows(0, most, next_offset=int(batch.offset[most - 1]) + 1)
+            batch = batch.before(int(batch.offset[most]))
         return batch
 
     def _settle(self) -> list[Outputs]:

@@ -179,6 +179,7 @@ def _sample(reader: Reader, topic: str, bounds: Mapping[int, Bounds]) -> list[Re
 def _sampled(name: str, stream: Stream, batches: Sequence[RecordBatch]) -> Iterator[Finding]:
     """What the newest records say about keys and fields."""
     about, records, bad, reason, unkeyed = f"stream {name}", 0, 0, "", 0
+    damaged = [each for batch in batches for each in batch.corrupt]
     decoder, partitions_of = Decoder(stream), dict[str, set[int]]()
     states: dict[int, PartitionState] = {}
     for batch in batches:
@@ -192,6 +193,13 @@ def _sampled(name: str, stream: Stream, batches: Sequence[RecordBatch]) -> Itera
         for slot in np.unique(readings.columns.slot).tolist():
             if slot >= 0:
                 partitions_of.setdefault(state.names[slot] or "", set()).add(number)
+    if damaged:
+        yield Finding(
+            Level.MEND,
+            about,
+            f"{damaged[0].partition} is damaged at offset {damaged[0].offset}: {damaged[0].reason}",
+            "restore that replica of the partition",
+        )
     if not records:
         yield Finding(
             Level.NOTE, about, "its topic holds no records yet", "send some, such as `offbeat produce`"

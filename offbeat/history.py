@@ -79,7 +79,7 @@ def gather(
         for batch in source():
             for rows in detector.rows(state, batch):
                 newest.add(rows)
-            history.records += len(batch)
+            history.records += len(batch) + batch.damaged
             on_records(len(batch))
         for slot, rows_of_series in newest.take():
             name = state.names[slot] or ""

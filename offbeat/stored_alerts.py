@@ -39,7 +39,7 @@ class StoredAlerts:
     """The alerts of a topic, in the order of each partition.
 
     Attributes:
-        unreadable: records met that are no alerts of this version.
+        unreadable: records met that are damaged, or no alerts of this version.
 
     Raises:
         NotFound: the topic does not exist yet.
@@ -75,6 +75,7 @@ class StoredAlerts:
     def _read(self, number: int, offset: int, timeout_s: float) -> tuple[int, list[Alert]]:
         batch = self._reader.read(TopicPartition(self._topic, number), offset, _READ_RECORDS, timeout_s)
         alerts = []
+        self.unreadable += batch.damaged
         for row in range(len(batch)):
             value = batch.value(row)
             try:

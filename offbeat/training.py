@@ -209,6 +209,6 @@ def _training(progress: Progress) -> Step:
 
 def _said(stream: str, history: History, error: TooFewRows) -> TooFewRows:
     """The same with the stream, and with the records that could not be read, where there are any."""
-    unread = history.bins.get("dead_lettered", 0)
+    unread = history.bins.get("dead_lettered", 0) + history.bins.get("corrupt", 0)
     why = f" ({unread:,} of {history.records:,} records could not be read)" if unread else ""
     return TooFewRows(f"stream {stream!r}{why}: {error}", have=error.have, need=error.need)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.config import Stream
 from pipeline.ports import Reader
-from pipeline.reading import READ_RECORDS, stretch
+from pipeline.reading import READ_RECORDS, intact, stretch
 from pipeline.records import RecordBatch, Send, TopicPartition
 
 
@@ -161,6 +161,7 @@ class ControlLog:
         Raises:
             NotFound: the topic does not exist.
             BusDown: the bus cannot be reached.
+            Unreadable: part of it is damaged.
         """
         end = self._reader.bounds(self._partition.topic)[0].end_offset
         for batch in stretch(self._reader, self._partition, self.view.next_offset, end):
@@ -168,5 +169,5 @@ class ControlLog:
         return self.view
 
     def _take(self, batch: RecordBatch) -> None:
-        for sentence in self.view.take(batch):
+        for sentence in self.view.take(intact(batch)):
             self._notice(sentence)

@@ -130,6 +130,7 @@ class Detector:
         outputs = Outputs()
         readings = self._decoder.decode(batch, state)
         self._bury(state, batch, readings.rejected, outputs)
+        self._bury_damage(state, batch, outputs)
         self._assign(state, readings.columns, scorer)
         for windows in self._pieces(state, readings.columns, has_model=scorer is not None):
             errors = scorer.score(windows) if scorer is not None and len(windows) else _NO_ERRORS
@@ -142,6 +143,7 @@ class Detector:
         """Advance ``state`` over ``batch`` and hand out the rows that would fill windows: training's view."""
         readings = self._decoder.decode(batch, state)
         state.counters.bins[Bin.DEAD_LETTERED] += len(readings.rejected)
+        state.counters.bins[Bin.CORRUPT] += batch.damaged
         for _ in self._pieces(state, readings.columns, has_model=False):
             items, n = self._items, int(self._items.size[0])
             chosen = np.flatnonzero(items.kind[:n] <= FILL)
@@ -366,6 +368,22 @@ class Detector:
                 reason=f"over {LETTERS_PER_S} dead letters in a second; the first of these: {first.reason}",
             )
         )
+
+    def _bury_damage(self, state: PartitionState, batch: RecordBatch, outputs: Outputs) -> None:
+        """Count what the bus could not hand out, and say where it is."""
+        state.counters.bins[Bin.CORRUPT] += batch.damaged
+        for damage in batch.corrupt:
+            outputs.dead_letters.append(
+                DeadLetter(
+                    stream=self.name,
+                    partition=damage.partition,
+                    offset=damage.offset,
+                    last_offset=damage.next_offset - 1,
+                    count=damage.next_offset - damage.offset,
+                    timestamp_ms=0,
+                    reason=f"the stored batch is damaged: {damage.reason}",
+                )
+            )
 
     def _release(self, state: PartitionState, used: Int32s) -> None:
         """Free the slots of series that are gone, and of those that the bound on series kept out."""

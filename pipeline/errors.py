@@ -5,6 +5,7 @@
     ├── NotFound             a topic, file, bundle or series that was named does not exist
     ├── BusError
     │   ├── BusDown          the bus cannot be reached now; trying again can help
+    │   ├── Unreadable       a stretch of a log is damaged; reading stands there until it is mended
     │   ├── Refused          a commit was not accepted: ownership is lost, drop all state
     │   └── BusFull          the bus has no room (disk full); nothing was written
     ├── StoreDown            Redis cannot be reached now; trying again can help
@@ -47,6 +48,10 @@ class BusError(OffbeatError):
 
 class BusDown(BusError):  # noqa: N818
     """The bus cannot be reached now."""
+
+
+class Unreadable(BusError):  # noqa: N818
+    """A stretch of a log is damaged, and is not to be passed over; it can be read once it is mended."""
 
 
 class Refused(BusError):  # noqa: N818

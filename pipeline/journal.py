@@ -16,7 +16,7 @@ import msgspec
 from pipeline.alerts import Transition
 from pipeline.errors import BusDown, NotFound, OffbeatError
 from pipeline.ports import Reader
-from pipeline.reading import stretch
+from pipeline.reading import intact, stretch
 from pipeline.records import RecordBatch, Send, TopicPartition
 
 SCHEMA_VERSION = 1
@@ -190,6 +190,7 @@ class JournalLog:
         Raises:
             NotFound: the topic, or the partition of it, does not exist.
             BusDown: the bus cannot be reached, or an earlier owner's commit is still being settled.
+            Unreadable: part of it is damaged.
             OffbeatError: an entry was written by a newer version.
         """
         at = TopicPartition(self.topic, partition)
@@ -201,7 +202,7 @@ class JournalLog:
         found = [
             _decoded(at, batch, row)
             for batch in stretch(self._reader, at, max(first_offset, bounds.first_offset), bounds.end_offset)
-            for row in range(len(batch))
+            for row in range(len(intact(batch)))
         ]
         return found, bounds.end_offset
 

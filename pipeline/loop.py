@@ -11,19 +11,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from pipeline import journal
-from pipeline.accounting import Bin
 from pipeline.adoption import reconcile
-from pipeline.alerts import DeadLetter, Transition
+from pipeline.alerts import Transition
 from pipeline.config import Config
 from pipeline.control import ControlLog
 from pipeline.detect import Outputs
-from pipeline.errors import BusDown, BusFull, OffbeatError, Refused, StoreDown
+from pipeline.errors import BusDown, BusFull, OffbeatError, Refused, StoreDown, Unreadable
 from pipeline.journal import Entry, InForce, JournalLog, Past
 from pipeline.keeping import Keeper
 from pipeline.ownership import Owned, Shelf, Takeover
 from pipeline.ports import Admin, Bus, Models, Reader, Snapshots, StateStore
-from pipeline.records import Assigned, Corrupt, RecordBatch, Send, Token, TopicPartition
-from pipeline.status import BUS, JOURNAL, MODEL, STORE, Processed, Report, Status
+from pipeline.records import Assigned, RecordBatch, Send, Token, TopicPartition
+from pipeline.status import BUS, DAMAGE, JOURNAL, MODEL, STORE, Processed, Report, Status
 
 MAX_RECORDS = 20_000
 POLL_S = 0.2
@@ -124,10 +123,12 @@ class Worker:
             self._take_over()
             self._bring_into_force()
             polled = self._parts.bus.poll(self._parts.max_records, POLL_S)
-        except (BusDown, BusFull) as error:
+        except (BusDown, BusFull, Unreadable) as error:
             self._wait_out(error)
             return
         self._report.mended(BUS)
+        if polled.batches or polled.revoked:
+            self._report.mended(DAMAGE)
         for partition in polled.revoked:
             self._drop(partition)
         for assigned in polled.assigned:
@@ -136,8 +137,8 @@ class Worker:
         self._ends.update(polled.end_offsets)
         self._partitions = max([self._partitions, *(count for _, count in polled.partitions)])
         self._token = polled.token
+        self._report.columnar = polled.columnar
         processed = [self._process(batch) for batch in polled.batches if batch.partition in self._owned]
-        processed += [self._skip(corrupt) for corrupt in polled.corrupt if corrupt.partition in self._owned]
         self._settle(processed)
 
     def stop(self) -> None:
@@ -162,28 +163,6 @@ class Worker:
             outputs = owned.detector.step(owned.state, batch, owned.scorer)
             self._uncommitted += max(len(batch), 1)
         return Processed(batch.partition, outputs, owned.state.names)
-
-    def _skip(self, corrupt: Corrupt) -> Processed:
-        """Count a damaged range and bury its place; the records behind it may have been read already."""
-        owned, outputs = self._owned[corrupt.partition], Outputs()
-        end = corrupt.next_offset if owned.live else min(corrupt.next_offset, owned.live_from)
-        count = max(end - corrupt.offset, 0)
-        owned.state.counters.bins[Bin.CORRUPT] += count
-        owned.state.next_offset = max(owned.state.next_offset, end)
-        if owned.live:
-            self._uncommitted += count
-            outputs.dead_letters.append(
-                DeadLetter(
-                    stream=self._parts.stream,
-                    partition=corrupt.partition,
-                    offset=corrupt.offset,
-                    last_offset=end - 1,
-                    count=count,
-                    timestamp_ms=0,
-                    reason=f"the stored batch is damaged: {corrupt.reason}",
-                )
-            )
-        return Processed(corrupt.partition, outputs, owned.state.names)
 
     def _settle(self, processed: list[Processed]) -> None:
         """Commit and checkpoint as the rules ask, then tell the observer."""
@@ -366,7 +345,7 @@ class Worker:
                 self._journaled_partitions = len(self._journal.end_offsets())
             try:
                 owned = self._takeover.take(assigned, now)
-            except (StoreDown, BusDown) as error:
+            except (StoreDown, BusDown, Unreadable) as error:
                 self._retry_at = now + RETRY_S
                 doing = STORE if isinstance(error, StoreDown) else JOURNAL
                 self._report.trouble(doing, f"{error}; {partition} is taken over when it answers")
@@ -392,5 +371,5 @@ class Worker:
 
     def _wait_out(self, error: OffbeatError) -> bool:
         """Pause; True when the worker was asked to stop meanwhile."""
-        self._report.trouble(BUS, str(error))
+        self._report.trouble(DAMAGE if isinstance(error, Unreadable) else BUS, str(error))
         return self._parts.wait(RETRY_S) is True

@@ -22,6 +22,7 @@ METRICS = {
     "offbeat_lag_records": "Records of the owned partitions not yet read",
     "offbeat_series": "Live series of the owned partitions",
     "offbeat_partitions_owned": "Partitions that this worker owns",
+    "offbeat_columnar_fetch": "1 where records come as columns, 0 where the Kafka client is read one by one",
     "offbeat_doing": "1 for what the worker is doing now, by the name in its status line",
 }
 
@@ -45,6 +46,7 @@ class StatusCollector(Collector):
             "offbeat_lag_records": status.lag,
             "offbeat_series": status.series,
             "offbeat_partitions_owned": len(status.partitions),
+            "offbeat_columnar_fetch": int(status.columnar),
         }
         for name, value in plain.items():
             yield self._gauge(name, None, {"": value})

@@ -47,6 +47,8 @@ class Bus(Protocol):
         Raises:
             BusDown, BusFull: the bus cannot be reached, or has no room to keep this member; calling again
                 is safe.
+            Unreadable: damage comes next, and the bus is set to stop there; calling again meets it again, or
+                what stands there once it is mended.
         """
         ...
 
@@ -108,7 +110,11 @@ class Reader(Protocol):
     ) -> RecordBatch:
         """Records from ``next_offset`` on, an empty batch when none came within ``timeout_s``.
 
-        The batch's ``next_offset`` is where to read next, also when it is empty.
+        The batch's ``next_offset`` is where to read next, also when it is empty. Damage that was passed over
+        stands in its ``corrupt``, and is the caller's to tell.
+
+        Raises:
+            Unreadable: damage comes next, and the bus is set to stop there.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from pipeline.errors import BusDown
+from pipeline.errors import BusDown, Unreadable
 from pipeline.ports import Reader
 from pipeline.records import RecordBatch, TopicPartition
 
@@ -22,6 +22,7 @@ def stretch(
     Raises:
         NotFound: the partition does not exist.
         BusDown: the bus cannot be reached, or nothing comes although something is there.
+        Unreadable: damage comes next, and the bus is set to stop there; otherwise batches name it.
     """
     offset, moved_at = first_offset, time.monotonic()
     while offset < end_offset:
@@ -34,3 +35,18 @@ def stretch(
                 f"{partition}: nothing came from offset {offset} on for {STALLED_S:g} s, although the "
                 f"partition ends at {end_offset}; see that the bus is well and try again"
             )
+
+
+def intact(batch: RecordBatch) -> RecordBatch:
+    """A batch of a topic that must be read whole, because others follow what stands in it.
+
+    Raises:
+        Unreadable: part of it is damaged; however the bus is set, this is not passed over.
+    """
+    for damage in batch.corrupt:
+        raise Unreadable(
+            f"{damage.partition} cannot be read from offset {damage.offset} to {damage.next_offset - 1}: "
+            f"{damage.reason}; what stands there decides how records are judged, so it is never skipped: "
+            "restore that replica of the partition, or the topic from a copy"
+        )
+    return batch

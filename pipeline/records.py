@@ -7,7 +7,7 @@ million events makes no Python object per event. Only what goes out (:class:`Sen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ class RecordBatch:
         key_start, key_length: int64[n] and int32[n]; a length of -1 is a null key.
         value_start, value_length: the same for values.
         next_offset: the offset to read after this batch; above every offset in it.
+        corrupt: damaged ranges below ``next_offset`` that no record of this batch lies in.
     """
 
     partition: TopicPartition
@@ -50,9 +51,15 @@ class RecordBatch:
     value_start: Int64s
     value_length: Int32s
     next_offset: int
+    corrupt: tuple[Corrupt, ...] = ()
 
     def __len__(self) -> int:
         return len(self.offset)
+
+    @property
+    def damaged(self) -> int:
+        """How many offsets the damaged ranges span."""
+        return sum(each.next_offset - each.offset for each in self.corrupt)
 
     def key(self, row: int) -> bytes | None:
         """The key of one record, or None where it is null."""
@@ -66,7 +73,7 @@ class RecordBatch:
         return None if length < 0 else self.buffer[start : start + length]
 
     def rows(self, first: int, end: int, *, next_offset: int) -> RecordBatch:
-        """The records ``[first, end)`` as a batch that shares this one's buffer."""
+        """The records ``[first, end)`` as a batch that shares this one's buffer; damage up to its end."""
         cut = slice(first, end)
         return RecordBatch(
             self.partition,
@@ -78,17 +85,19 @@ class RecordBatch:
             self.value_start[cut],
             self.value_length[cut],
             next_offset,
+            tuple(each.cut(0, next_offset) for each in self.corrupt if each.offset < next_offset),
         )
 
     def before(self, offset: int) -> RecordBatch:
-        """The records below ``offset``."""
+        """What is below ``offset``."""
         end = int(np.searchsorted(self.offset, offset))
         return self.rows(0, end, next_offset=min(self.next_offset, offset))
 
     def since(self, offset: int) -> RecordBatch:
-        """The records at or above ``offset``."""
-        first = int(np.searchsorted(self.offset, offset))
-        return self.rows(first, len(self), next_offset=self.next_offset)
+        """What is at or above ``offset``."""
+        first, end = int(np.searchsorted(self.offset, offset)), self.next_offset
+        left = tuple(each.cut(offset, end) for each in self.corrupt if each.next_offset > offset)
+        return replace(self.rows(first, len(self), next_offset=end), corrupt=left)
 
     @classmethod
     def of(
@@ -166,6 +175,11 @@ class Corrupt:
     next_offset: int
     reason: str
 
+    def cut(self, first_offset: int, end_offset: int) -> Corrupt:
+        """What of it lies in ``[first_offset, end_offset)``."""
+        first, end = max(self.offset, first_offset), min(self.next_offset, end_offset)
+        return Corrupt(self.partition, first, end, self.reason)
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -180,21 +194,21 @@ class Polled:
 
     Attributes:
         token: hand it to ``commit`` together with what came of these records.
-        batches: records; several batches of one partition stand in offset order.
+        batches: records, and damage that was met; several batches of one partition stand in offset order.
         assigned: partitions newly owned; call ``seek`` before anything comes of them.
         revoked: partitions no longer owned; drop their state without writing it.
-        corrupt: damaged ranges that were met.
         end_offsets: one past the last readable record of each owned partition, as far as known.
         partitions: how many partitions each topic of the group has, as far as known.
+        columnar: records come as columns, and not by way of one object each, which takes ten times as long.
     """
 
     token: Token
     batches: tuple[RecordBatch, ...] = ()
     assigned: tuple[Assigned, ...] = ()
     revoked: tuple[TopicPartition, ...] = ()
-    corrupt: tuple[Corrupt, ...] = ()
     end_offsets: tuple[tuple[TopicPartition, int], ...] = ()
     partitions: tuple[tuple[str, int], ...] = ()
+    columnar: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from pipeline.ownership import Owned
 from pipeline.records import Assigned, TopicPartition
 
 BUS, STORE, JOURNAL = "waiting for the bus", "waiting for Redis", "waiting for the journal"
+DAMAGE = "stopped at damage"
 MODEL, SNAPSHOTS = "waiting for a model", "waiting for the snapshots"
 
 
@@ -21,12 +22,14 @@ class Status:
 
     Attributes:
         doing: ``starting``, ``waiting for a model``, ``reading again``, ``live``, ``waiting for Redis``,
-            ``waiting for the bus``, ``waiting for the journal``, ``standing by`` or ``stopped``.
+            ``waiting for the bus``, ``waiting for the journal``, ``stopped at damage``, ``standing by`` or
+            ``stopped``.
         message: the same as a sentence with numbers, and what to do where something is to be done.
         lag: records not yet read, over the owned partitions and those that wait to be taken over.
         bins: records by bin, over the owned partitions, since each was first read.
         gap_filled, frozen: see :class:`pipeline.accounting.Counters`.
         alerts, dead_letters: committed by this worker.
+        columnar: whether records come as columns, see :class:`pipeline.records.Polled`.
     """
 
     doing: str
@@ -40,6 +43,7 @@ class Status:
     bundle_id: str | None = None
     alerts: int = 0
     dead_letters: int = 0
+    columnar: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,11 +56,17 @@ class Processed:
 
 
 class Report:
-    """What there is to say; one thread uses it."""
+    """What there is to say; one thread uses it.
+
+    Attributes:
+        columnar: as the last poll told.
+    """
 
     def __init__(self, stream: str, clock: Callable[[], float], notice: Callable[[str], None]) -> None:
         self._stream, self._clock, self._notice = stream, clock, notice
+        self.columnar = True
         self._troubles: dict[str, str] = {}
+        self._damage = ""
         self._alerts = self._dead_letters = 0
         self._first_waiting: tuple[float, int] | None = None
 
@@ -65,10 +75,15 @@ class Report:
         self._notice(message)
 
     def trouble(self, doing: str, message: str) -> None:
-        """A trouble is told once, when it begins; the status has its last message."""
-        if doing not in self._troubles:
+        """A trouble is told once, when it begins; the status has its last message.
+
+        The same damage is told once, however often it is met again: it names its place.
+        """
+        if doing not in self._troubles and message != self._damage:
             self._notice(message)
         self._troubles[doing] = message
+        if doing == DAMAGE:
+            self._damage = message
 
     def mended(self, doing: str) -> None:
         """It is over."""
@@ -106,11 +121,13 @@ class Report:
             bundle_id=next((state.bundle_id for state in states), None),
             alerts=self._alerts,
             dead_letters=self._dead_letters,
+            columnar=self.columnar,
         )
 
     def _doing(self, owned: list[Owned], *, waiting: bool) -> tuple[str, str]:
-        if BUS in self._troubles:
-            return BUS, self._troubles[BUS]
+        for trouble in (BUS, DAMAGE):
+            if trouble in self._troubles:
+                return trouble, self._troubles[trouble]
         for trouble in (STORE, JOURNAL):
             if trouble in self._troubles and (owned or waiting):
                 return trouble, self._troubles[trouble]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from disks import Disk, disk_broker
 from servers import NO_KAFKA, kafka_broker
 
 
@@ -32,3 +34,13 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             pytest.fail(NO_KAFKA)
         else:
             pytest.skip(NO_KAFKA)
+
+
+@pytest.fixture(scope="session")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    """A real Kafka broker whose files may be damaged; only a distribution at KAFKA_HOME has files here."""
+    home = os.environ.get("KAFKA_HOME")
+    if home is None:
+        pytest.skip("damage is done to the files of a broker from a distribution: set KAFKA_HOME")
+    with disk_broker(Path(home), tmp_path_factory.mktemp("damaged")) as made:
+        yield made

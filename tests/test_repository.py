@@ -54,6 +54,11 @@ def direct_requirements() -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
+def fuzz_requirements() -> list[Requirement]:
+    """What `make fuzz` installs when it is first run; `make setup` does not."""
+    return [Requirement(line) for line in project()["dependency-groups"]["fuzz"]]
+
+
 def pins() -> dict[str, Requirement]:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     found = [Requirement(line) for line in lines if not line.startswith("#")]
@@ -118,7 +123,7 @@ def test_constraints_are_exact_and_fit_the_project() -> None:
 
     for pin in pinned.values():
         assert re.fullmatch(r"==[^*,]+", str(pin.specifier)), pin
-    for requirement in direct_requirements():
+    for requirement in [*direct_requirements(), *fuzz_requirements()]:
         version = str(pinned[canonicalize_name(requirement.name)].specifier).removeprefix("==")
         assert requirement.specifier.contains(version, prereleases=True), requirement
 
@@ -127,7 +132,8 @@ def test_every_dependency_is_explained() -> None:
     page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
     explained = [name for name in re.findall(r"^\| ([\w-]+) \|", page, re.MULTILINE) if name != "Package"]
 
-    assert sorted(explained) == sorted(canonicalize_name(each.name) for each in direct_requirements())
+    needed = [*direct_requirements(), *fuzz_requirements()]
+    assert sorted(explained) == sorted(canonicalize_name(each.name) for each in needed)
 
 
 # A checkout works wherever it lies: nothing in it points into one person's machine.

@@ -58,7 +58,8 @@ def _stored(config: Path) -> Iterator[StoredAlerts]:
         yield stored
         if stored.unreadable:
             typer.echo(
-                f"{stored.unreadable} records of {loaded.alerts_topic} are no alerts of this version",
+                f"{stored.unreadable} records of {loaded.alerts_topic} are damaged, or no alerts that this "
+                "version reads",
                 err=True,
             )
 

@@ -25,7 +25,7 @@ from kafka.record.memory_records import MemoryRecords
 
 from pipeline.bus import kafka_batches as batches
 from pipeline.bus.kafka_batches import Batch, CutOff, Damaged
-from pipeline.errors import BusError
+from pipeline.errors import Unreadable
 from pipeline.records import Corrupt, RecordBatch, TopicPartition
 
 PROVED_VERSION = "3.0.12"
@@ -37,6 +37,8 @@ FETCH_BYTES = "max_partition_fetch_bytes"
 MORE_BYTES = 1_048_576
 MOST_BYTES = 33_554_432
 UNKNOWN_END = 2**63 - 1
+NOTHING_AHEAD = -1
+"""No sound batch ahead is known, which the next one would have to begin behind."""
 SILENT_S = 60.0
 SILENT_ANSWERS = 10
 PROBE_ANSWERS = 3
@@ -60,6 +62,8 @@ class _Trace:
         offset: of the next fetch; at another one this says nothing.
         sound: a sound batch ends here, so that none can begin below.
         step: how far the last damage was skipped without knowing where it ends; 0 where it was not.
+        suspect: damage was skipped to here and does not say itself that it ends here, so that what begins
+            here may not be in its place.
         doubted: what came could not be judged by what came with it, so that this fetch is the second look.
         silent_since: since then the broker says that it has records here, and gives none.
         silent_answers: and so often it has said so.
@@ -68,6 +72,7 @@ class _Trace:
     offset: int
     sound: bool = False
     step: int = 0
+    suspect: bool = False
     doubted: bool = False
     silent_since: float | None = None
     silent_answers: int = 0
@@ -109,12 +114,14 @@ class Columns:
         in_use: whether the client is the one that this was proved with; otherwise records come as its own
             objects.
         skip_corrupt: damage is told and passed over; otherwise it is raised, again at each poll.
+        gapless: whether the offsets of a topic's logs follow each other without a hole.
         fetch_bytes: what the next fetches of a partition should bring at least.
     """
 
-    def __init__(self, *, skip_corrupt: bool) -> None:
+    def __init__(self, *, skip_corrupt: bool, gapless: Callable[[str], bool]) -> None:
         self.in_use = False
         self.skip_corrupt = skip_corrupt
+        self.gapless = gapless
         self.fetch_bytes = self._usual_bytes = 0
         self._fetcher: Any = None
         self._traces: dict[TopicPartition, _Trace] = {}
@@ -243,7 +250,7 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
         """Pieces of at most ``n`` records in all.
 
         Raises:
-            BusError: damage comes next, and the policy is to stop.
+            Unreadable: damage comes next, and the policy is to stop.
         """
         taken, limit = Taken(), UNKNOWN_END if n is None else n
         while self._held is not None and len(taken) < limit:
@@ -272,7 +279,7 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
     def _walk(self) -> Iterator[RecordBatch | Corrupt]:
         """Every batch; what is cut off, or cannot be told yet, is left to a fetch that begins with it."""
         at, position = 0, self.fetch_offset
-        floor = position if self._trace.sound else 0
+        floor = position if self._trace.sound else NOTHING_AHEAD
         while at < len(self._buffer):
             try:
                 end = batches.framed(self._buffer, at)
@@ -283,22 +290,27 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
             except Damaged as damage:
                 if (gone := self._past(damage, at, position)) is None:
                     return
-                (at, marker), floor = gone, 0
+                at, marker, floor = gone
                 if marker is not None:
                     yield marker
                     position = marker.next_offset
                 continue
-            if self._trace.step and position == self.fetch_offset and batch.base_offset > position:
-                reason = "it lies between a damaged batch and the next sound one"
-                yield Corrupt(self._partition, position, batch.base_offset, reason)
+            if hole := self._hole(batch, position):
+                yield hole
+                if self._aborting:
+                    return
+                position = hole.next_offset
             rows = self._readable(batch).since(position)
             self.bytes_read += end - at
             yield rows.rows(0, len(rows), next_offset=next_offset)
             at, position, floor = end, next_offset, next_offset
             self._columns.trace(self._partition, position).sound = True
 
-    def _past(self, damage: Damaged, at: int, position: int) -> tuple[int, Corrupt | None] | None:
-        """Where to go on in what was fetched, and what is lost by that; None where a new fetch will tell."""
+    def _past(self, damage: Damaged, at: int, position: int) -> tuple[int, Corrupt | None, int] | None:
+        """Where to go on in what was fetched, what is lost by that, and what ends there for sure.
+
+        None where a new fetch will tell.
+        """
         everything, first = len(self._buffer), position == self.fetch_offset
         if isinstance(damage, CutOff) and not first:
             return None
@@ -306,13 +318,17 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
         if found is None:
             if not first or self._doubt():
                 return None
-            return everything, self._blindly(at, position, str(damage))
+            return everything, self._blindly(at, position, str(damage)), NOTHING_AHEAD
+        agreed = batches.claimed_end(self._buffer, at) == found[1]
         at, base = found
         if base <= position:
-            return at, None
-        if self.aborted_producer_ids or self.aborted_transactions:
-            at = everything  # the end of a transaction may have been in it; a new fetch tells what is left
-        return at, Corrupt(self._partition, position, base, str(damage))
+            return at, None, NOTHING_AHEAD
+        if self._columns.skip_corrupt:
+            trace = self._columns.trace(self._partition, base)
+            trace.sound, trace.suspect = agreed, not agreed
+        if self._aborting:
+            at = everything
+        return at, Corrupt(self._partition, position, base, str(damage)), base if agreed else NOTHING_AHEAD
 
     def _doubt(self) -> bool:
         """Ask for a second look, at more of the log; False where this is the second one."""
@@ -321,6 +337,48 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
         self._trace.doubted = True
         self._columns.fetch(2 * len(self._buffer) + MORE_BYTES)
         return True
+
+    @property
+    def _aborting(self) -> bool:
+        """Whether what is missing may have held the end of a transaction; a new fetch tells what is left."""
+        return bool(self.aborted_producer_ids or self.aborted_transactions)
+
+    def _hole(self, batch: Batch, position: int) -> Corrupt | None:
+        """What is missing ahead of a batch that is in its place."""
+        if batch.base_offset <= position:
+            return None
+        if self._trace.step and position == self.fetch_offset:
+            reason = "it lies between a damaged batch and the next sound one"
+        elif self._columns.gapless(self._partition.topic):
+            reason = "nothing is stored up to the next batch, though the topic is not compacted"
+        else:
+            return None
+        return Corrupt(self._partition, position, batch.base_offset, reason)
+
+    def _must_meet(self, batch: Batch, end: int, position: int, floor: int) -> None:
+        """Where nothing is compacted, hold a batch's offsets against the batch ahead, or else the one behind.
+
+        Raises:
+            Damaged: they do not meet.
+            _Unsure: it has to be fetched again, with what follows.
+        """
+        begin, claimed = batch.base_offset, batch.claimed_end
+        following = batches.base_offset(self._buffer, end)
+        if following is None:
+            met = claimed == self._end_offset
+        else:
+            met = batches.can_begin(self._buffer, end, claimed)
+        if begin == floor or met or not self._columns.gapless(self._partition.topic):
+            return
+        if following is not None:
+            raise Damaged(f"its offsets {begin} to {claimed - 1} do not meet the next batch, at {following}")
+        # The next batch is beyond what was fetched; or, after a second look, in another segment.
+        if position != self.fetch_offset or self._doubt():
+            raise _Unsure
+        if self._trace.suspect:
+            raise Damaged(
+                f"nothing proves its offsets {begin} to {claimed - 1}, and what lies ahead is damaged"
+            )
 
     def _placed(self, batch: Batch, end: int, position: int, floor: int) -> int:
         """Where to go on behind a batch.
@@ -336,6 +394,7 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
             raise Damaged(f"it begins at offset {begin}, below the end of the batch ahead of it")
         if claimed <= position:
             raise Damaged(f"it ends at offset {claimed}, before the one that was asked for")
+        self._must_meet(batch, end, position, floor)
         known = max(int(batch.rows.offset[-1]) + 1 if len(batch.rows) else 0, position)
         gap = begin > position or claimed > known  # as compaction leaves one, or a false number
         following = batches.base_offset(self._buffer, end)
@@ -343,7 +402,7 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
             if gap and position <= following < known:
                 raise Damaged(f"its offsets {begin} to {known - 1} reach into the next batch, at {following}")
             claimed = min(claimed, max(following, known))
-        elif gap and known < self._end_offset and (not first or self._doubt()):
+        elif gap and (not first or self._doubt()):
             raise _Unsure
         if claimed > self._end_offset:
             if not first or self._doubt():  # its end is read before the batches, so that they may be ahead
@@ -379,11 +438,11 @@ class PartitionColumns(Fetcher.PartitionRecords):  # type: ignore[misc] # the cl
         return batch.rows.rows(0, 0, next_offset=batch.claimed_end) if hidden else batch.rows
 
 
-def _stopped(marker: Corrupt) -> BusError:
-    return BusError(
+def _stopped(marker: Corrupt) -> Unreadable:
+    return Unreadable(
         f"{marker.partition} cannot be read at offset {marker.offset}: {marker.reason}; restore that replica "
-        "of the partition, or set corrupt=skip in the bus URL to go on behind the damage (what is skipped is "
-        "counted as corrupt and named in the dead letters)"
+        "of the partition, or set corrupt=skip in the bus URL to go on behind the damage (what is skipped of "
+        "a stream's topic is counted as corrupt and named in the dead letters)"
     )
 
 

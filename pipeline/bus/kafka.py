@@ -132,7 +132,8 @@ class PlainReader:
         self._link = link
         self._topics = topics
         self._consumer = link.consumer(group_id=None)
-        self._columns = Columns(skip_corrupt=link.skip_corrupt).attach(self._consumer)
+        columns = Columns(skip_corrupt=link.skip_corrupt, gapless=topics.gapless)
+        self._columns = columns.attach(self._consumer)
 
     def bounds(self, topic: str) -> Mapping[int, Bounds]:
         """What each partition of ``topic`` holds, up to the first pending transaction."""

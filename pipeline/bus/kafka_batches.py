@@ -32,6 +32,7 @@ RECORD_BYTES = 7
 MAGIC = 2
 OLD_MAGICS = (0, 1)
 GREATEST = 2**62
+LAST_MS = 2**63 - 1
 
 FINE, CUT_OFF, FALSE_LENGTH, FALSE_NUMBER, NOT_RISING, BEYOND_LAST, LEFT_OVER = range(7)
 REASONS = {
@@ -91,6 +92,13 @@ def framed(buffer: memoryview, at: int) -> int:
 def base_offset(buffer: memoryview, at: int) -> int | None:
     """The base offset that the batch at ``at`` names, None when it is cut off."""
     return int(START.unpack_from(buffer, at)[0]) if len(buffer) - at >= START.size else None
+
+
+def can_begin(buffer: memoryview, at: int, offset: int) -> bool:
+    """Whether the batch at ``at``, of which the start is there, can begin at ``offset``."""
+    base, _, _, magic = START.unpack_from(buffer, at)
+    # The old formats name their last offset where they are compressed.
+    return bool(offset <= base if magic in OLD_MAGICS else offset == base)
 
 
 def claimed_end(buffer: memoryview, at: int) -> int | None:
@@ -213,8 +221,10 @@ def _read(body: Bytes, at: int, base: int, last_delta: int, first_ms: int, longs
         since_ms, at = _varint(body, at + 1, end, 64)
         if at < 0:
             return FALSE_LENGTH if at == -1 else FALSE_NUMBER
-        stamp = np.int64(first_ms) + np.int64(since_ms)
-        if (stamp < first_ms) != (since_ms < 0):
+        # Before it is added: the compiler may take it for granted that a sum does not overflow.
+        if (since_ms > 0 and first_ms > LAST_MS - since_ms) or (
+            since_ms < 0 and first_ms < ~LAST_MS - since_ms
+        ):
             return FALSE_NUMBER
         delta, at = _varint(body, at, end, 32)
         if at < 0:
@@ -224,7 +234,7 @@ def _read(body: Bytes, at: int, base: int, last_delta: int, first_ms: int, longs
         if delta > last_delta:
             return BEYOND_LAST
         previous = delta
-        longs[0, row], longs[1, row] = base + delta, stamp
+        longs[0, row], longs[1, row] = base + delta, first_ms + since_ms
         for part in range(2):
             size, at = _varint(body, at, end, 32)
             if at < 0 or size > end - at:

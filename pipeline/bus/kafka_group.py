@@ -22,7 +22,7 @@ from pipeline.bus.kafka_rebalance import Assignor, Notes, Unread
 from pipeline.bus.kafka_records import joined
 from pipeline.bus.kafka_transactions import Transactions, Watchdog
 from pipeline.errors import BusDown, BusError, Refused
-from pipeline.records import Assigned, Corrupt, Polled, RecordBatch, Send, Token, TopicPartition
+from pipeline.records import Assigned, Polled, RecordBatch, Send, Token, TopicPartition
 
 COMMITTED_TIMEOUT_MS = 300
 BOUNDS_TIMEOUT_MS = 2_000
@@ -99,7 +99,8 @@ class KafkaBus:
         except BaseException:
             self._transactions.close()
             raise
-        self._columns = Columns(skip_corrupt=link.skip_corrupt).attach(self._consumer)
+        columns = Columns(skip_corrupt=link.skip_corrupt, gapless=topics.gapless)
+        self._columns = columns.attach(self._consumer)
         self._notes = Notes(self._consumer)
         self._consumer.subscribe(list(subscribe), listener=self._notes)
         try:
@@ -109,11 +110,6 @@ class KafkaBus:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def columnar(self) -> bool:
-        """Whether records are fetched as columns, or one by one because the client is another one."""
-        return self._columns.in_use
 
     def poll(self, max_records: int, timeout_s: float) -> Polled:
         """As the seam says; a partition never stands in ``revoked`` and ``assigned`` of one result."""
@@ -128,7 +124,6 @@ class KafkaBus:
         except BaseException:
             self._rewind()
             raise
-        corrupt = self._corrupt(fetched)
         batches = self._batches(fetched)
         self._rows = sum(map(len, batches))
         revoked, self._revoked = tuple(self._revoked), []
@@ -137,9 +132,9 @@ class KafkaBus:
             batches,
             assigned,
             revoked,
-            corrupt,
             end_offsets=self._end_offsets(),
             partitions=self._partitions(),
+            columnar=self._columns.in_use,
         )
 
     def seek(self, partition: TopicPartition, next_offset: int) -> None:
@@ -235,18 +230,8 @@ class KafkaBus:
             if owned.next_offset is not None and partition in assigned:
                 self._consumer.seek(KafkaPartition(*partition), owned.next_offset)
 
-    def _corrupt(self, fetched: Mapping[Any, list[Any]]) -> tuple[Corrupt, ...]:
-        """Damage that was met in owned partitions, under the policy to skip it."""
-        return tuple(
-            piece
-            for partition, owned in self._owned.items()
-            if owned.next_offset is not None
-            for piece in fetched.get(partition, ())
-            if isinstance(piece, Corrupt)
-        )
-
     def _batches(self, fetched: Mapping[Any, list[Any]]) -> tuple[RecordBatch, ...]:
-        """Records of owned partitions; a batch without any where only the position moved."""
+        """What came of owned partitions; a batch without records where only the position moved."""
         batches = []
         states = self._consumer._subscription.assignment  # noqa: SLF001 - position() may ask the network
         for partition, owned in self._owned.items():

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import kafka.errors as kafka_errors
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.serializer import Serializer
 
 from pipeline.bus.kafka_codecs import install_codecs
@@ -41,6 +42,7 @@ URL_SETTINGS = {
 DEFAULT_PORT = 9092
 CONNECT_TIMEOUT_S = 3.0
 BOOTSTRAP_TIMEOUT_MS = 10_000
+CLEANUP_POLICY = "cleanup.policy"
 METADATA_MS = 10_000
 """Partitions that are added to a topic are found this soon; the client's default is five minutes."""
 
@@ -194,6 +196,7 @@ class Topics:
         self._link = link
         self._admin: Any = None
         self._known: set[str] = set()
+        self._compacted: set[str] = set()
 
     @property
     def client(self) -> Any:  # noqa: ANN401 - the client has no types
@@ -231,6 +234,31 @@ class Topics:
         """Raise NotFound unless the topic exists, or did when it was last asked for."""
         if topic not in self._known:
             self.describe(topic)
+
+    def gapless(self, topic: str) -> bool:
+        """Whether offsets follow each other without a hole in a topic's logs: it was never seen compacted.
+
+        It is asked anew each time, since that can be changed, and holes stay. False where it is not told, as
+        where the ACLs forbid to describe the topic's configuration.
+
+        Raises:
+            BusDown: the cluster does not answer.
+        """
+        if topic in self._compacted:
+            return False
+        self._link.must_answer()
+        asked = ConfigResource(ConfigResourceType.TOPIC, topic, {CLEANUP_POLICY: None})
+        try:
+            with self._link.talking(f"asking whether {topic} is compacted"):
+                found = self.client.describe_configs([asked], config_filter="all")
+        except BusDown:
+            raise
+        except (BusError, NotFound):
+            return False
+        policy = found["topic"][topic].get(CLEANUP_POLICY, {}).get("value", "")
+        if "compact" in policy:
+            self._compacted.add(topic)
+        return bool(policy == "delete")
 
     def close(self) -> None:
         """End the connection."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,11 @@ def columns(partition: TopicPartition, records: Sequence[Any], next_offset: int)
 
 
 def joined(partition: TopicPartition, fetched: Sequence[Any], next_offset: int) -> RecordBatch:
-    """What was fetched of one partition as a batch, its buffer no longer than the records; without damage."""
+    """What was fetched of one partition as a batch, its buffer no longer than the records."""
+    corrupt = tuple(piece for piece in fetched if isinstance(piece, Corrupt))
     pieces = [piece for piece in fetched if not isinstance(piece, Corrupt)]
     if not pieces or not isinstance(pieces[0], RecordBatch):
-        return columns(partition, pieces, next_offset)
+        return replace(columns(partition, pieces, next_offset), corrupt=corrupt)
     parts, shift, size = [], np.empty(len(pieces), np.int64), 0
     for i, piece in enumerate(pieces):
         begin = int(piece.key_start[0])
@@ -56,4 +58,5 @@ def joined(partition: TopicPartition, fetched: Sequence[Any], next_offset: int) 
         np.concatenate([piece.value_start for piece in pieces]) + shift,
         np.concatenate([piece.value_length for piece in pieces]),
         next_offset,
+        corrupt,
     )

@@ -100,7 +100,7 @@ class SqliteProducer:
 
 
 class SqliteReader:
-    """Plain reading; see :class:`pipeline.ports.Reader`. Damaged ranges show as gaps in the offsets."""
+    """Plain reading; see :class:`pipeline.ports.Reader`."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -134,15 +134,12 @@ class SqliteReader:
             NotFound: the partition does not exist.
         """
 
-        def look() -> log.Slice:
+        def look() -> RecordBatch:
             with self._session.reading() as connection:
                 row = log.partition_row(connection, partition)
                 return log.read(connection, partition, row, next_offset, max_records)
 
-        found = log.wait_until(lambda found: found.next_offset > next_offset, look, timeout_s)
-        if found.batch is None:
-            return RecordBatch.of(partition, found.next_offset, [])
-        return found.batch.rows(0, len(found.batch), next_offset=found.next_offset)
+        return log.wait_until(lambda batch: batch.next_offset > next_offset, look, timeout_s)
 
 
 class SqliteAdmin:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pipeline.bus import sqlite_blobs as blobs
@@ -77,22 +77,13 @@ def committed(connection: sqlite3.Connection, group: str, topic: str) -> dict[in
     return dict(found.fetchall())
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """What one read of a partition found; ``next_offset`` is where to read next."""
-
-    batch: RecordBatch | None
-    corrupt: tuple[Corrupt, ...]
-    next_offset: int
-
-
 def read(
     connection: sqlite3.Connection,
     partition: TopicPartition,
     partition_row: int,
     next_offset: int,
     max_records: int,
-) -> Slice:
+) -> RecordBatch:
     """Records from ``next_offset`` on: whole stored batches until ``max_records`` are reached or passed.
 
     A damaged batch becomes a marker of its range and the records behind it go on.
@@ -111,8 +102,10 @@ def read(
             size += len(blob)
             records += place.next_offset - max(place.base_offset, next_offset)
         position = place.next_offset
-    batch = blobs.join(partition, sound).since(next_offset) if sound else None
-    return Slice(batch, tuple(corrupt), position)
+    batch = (
+        blobs.join(partition, sound).since(next_offset) if sound else RecordBatch.of(partition, position, [])
+    )
+    return replace(batch, next_offset=position, corrupt=tuple(corrupt))
 
 
 def offset_at(
@@ -130,8 +123,8 @@ def offset_at(
     if found is None:
         return bounds(connection, partition_row)[1]
     (base_offset,) = found
-    batch = read(connection, partition, partition_row, base_offset, 1).batch
-    if batch is None or batch.offset[0] != base_offset:
+    batch = read(connection, partition, partition_row, base_offset, 1)
+    if not len(batch) or batch.offset[0] != base_offset:
         return int(base_offset)
     return int(batch.offset[(batch.timestamp_ms >= timestamp_ms).argmax()])
 

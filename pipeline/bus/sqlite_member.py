@@ -10,7 +10,7 @@ from pipeline.bus.sqlite_file import Session
 from pipeline.bus.sqlite_lease import Lease
 from pipeline.bus.sqlite_outbox import Outbox
 from pipeline.errors import Refused
-from pipeline.records import Assigned, Polled, Send, Token, TopicPartition
+from pipeline.records import Assigned, Polled, RecordBatch, Send, Token, TopicPartition
 
 
 class SqliteBus:
@@ -37,7 +37,7 @@ class SqliteBus:
     def poll(self, max_records: int, timeout_s: float) -> Polled:
         """See :meth:`pipeline.ports.Bus.poll`; partitions that wait longest are served first."""
         return log.wait_until(
-            lambda polled: bool(polled.batches or polled.assigned or polled.revoked or polled.corrupt),
+            lambda polled: bool(polled.batches or polled.assigned or polled.revoked),
             lambda: self._look(max_records),
             timeout_s,
         )
@@ -104,42 +104,41 @@ class SqliteBus:
             held = self._lease.holds(connection) and not self._refused
             ends = self._end_offsets(connection) if held else {}
             assigned = self._added(connection, ends)
-            slices = self._read(connection, ends, max_records)
+            found = self._read(connection, ends, max_records)
         if not held:
             self._owner = self._refused = False
             self._positions.clear()
             return Polled(Token(None), revoked=tuple(self._rows))
-        for partition, found in slices.items():
-            self._positions[partition] = found.next_offset
-            self._longest_waiting.remove(partition)
-            self._longest_waiting.append(partition)
+        for batch in found:
+            self._positions[batch.partition] = batch.next_offset
+            self._longest_waiting.remove(batch.partition)
+            self._longest_waiting.append(batch.partition)
         return Polled(
             Token(self._lease.epoch),
-            batches=tuple(found.batch for found in slices.values() if found.batch),
+            batches=tuple(batch for batch in found if len(batch) or batch.corrupt),
             assigned=assigned,
-            corrupt=tuple(marker for found in slices.values() for marker in found.corrupt),
             end_offsets=tuple(ends.items()),
             partitions=self._counts(),
         )
 
     def _read(
         self, connection: Connection, ends: Mapping[TopicPartition, int], max_records: int
-    ) -> dict[TopicPartition, log.Slice]:
+    ) -> list[RecordBatch]:
         behind = [
             partition
             for partition in self._longest_waiting
             if partition in ends and self._positions.get(partition, ends[partition]) < ends[partition]
         ]
-        slices: dict[TopicPartition, log.Slice] = {}
+        batches: list[RecordBatch] = []
         left = max_records
         for served, partition in enumerate(behind):
             if left <= 0:
                 break
             share = -(-left // (len(behind) - served))
-            found = log.read(connection, partition, self._rows[partition], self._positions[partition], share)
-            slices[partition] = found
-            left -= len(found.batch) if found.batch else 0
-        return slices
+            batch = log.read(connection, partition, self._rows[partition], self._positions[partition], share)
+            batches.append(batch)
+            left -= len(batch)
+        return batches
 
     def _end_offsets(self, connection: Connection) -> dict[TopicPartition, int]:
         return {

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from typer.testing import CliRunner, Result
 
 from offbeat.cli import cli
 
+PATIENCE_S = 30.0
 STREAM = """
   sensors:
     topic: sensors
@@ -60,3 +67,47 @@ class Installation:
 def offbeat(*arguments: str) -> Result:
     """The program as from a shell."""
     return CliRunner().invoke(cli, list(arguments))
+
+
+class Program:
+    """The program in a process of its own, its lines read as JSON."""
+
+    def __init__(self, installation: Installation, *arguments: str) -> None:
+        self.log = installation.folder / f"{arguments[0]}.log"
+        with self.log.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "offbeat", *arguments, "--json", "--config", str(installation.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that a Ctrl-C of the terminal can be sent to it alone
+            )
+        self._seen: set[psutil.Process] = set()
+
+    def lines(self) -> list[dict[str, Any]]:
+        whole = self.log.read_text().split("\n")[:-1]
+        return [json.loads(line) for line in whole]
+
+    def said(self, **fields: object) -> list[dict[str, Any]]:
+        return [line for line in self.lines() if fields.items() <= line.items()]
+
+    def family(self) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            self._seen.update(psutil.Process(self.process.pid).children(recursive=True))
+        return list(self._seen)
+
+    def end(self) -> None:
+        """Leave nothing behind, whatever the test found."""
+        family = self.family()
+        self.process.kill()
+        self.process.wait()
+        for each in family:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
+def wait_until(holds: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
+        time.sleep(0.05)

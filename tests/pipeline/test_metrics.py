@@ -28,6 +28,7 @@ STATUS = Status(
     series=6,
     alerts=8,
     dead_letters=9,
+    columnar=False,
 )
 
 
@@ -70,6 +71,7 @@ def test_every_metric_is_served_with_its_meaning_and_nothing_else() -> None:
         "offbeat_lag_records": {(of,): 7},
         "offbeat_series": {(of,): 6},
         "offbeat_partitions_owned": {(of,): 2},
+        "offbeat_columnar_fetch": {(of,): 0},
     }
 
 

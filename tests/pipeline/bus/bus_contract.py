@@ -125,8 +125,8 @@ class Follower:
             self.bus.seek(assigned.partition, assigned.first_offset if known is None else known)
         for batch in polled.batches:
             self.rows[batch.partition] += rows(batch)
+            self.corrupt += batch.corrupt
             self.next_offsets[batch.partition] = batch.next_offset
-        self.corrupt += polled.corrupt
         self.ends |= dict(polled.end_offsets)
         return polled
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import kafka
 import pytest
-from bus_contract import Follower, Log, Row, numbered, rows
+from bus_contract import Log, Row, numbered, rows
 from kafka import KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as KafkaPartition
 from kafka.consumer.fetcher import Fetcher
@@ -16,7 +16,6 @@ from kafka.consumer.fetcher import Fetcher
 from pipeline.bus import columnar
 from pipeline.bus.columnar import Columns
 from pipeline.bus.kafka import KafkaBroker
-from pipeline.bus.kafka_group import KafkaBus
 from pipeline.bus.kafka_link import Link
 from pipeline.bus.kafka_records import joined
 from pipeline.errors import ConfigError
@@ -44,11 +43,6 @@ def group() -> str:
     return f"group-{uuid.uuid4().hex}"
 
 
-def kafka_bus(member: Follower) -> KafkaBus:
-    assert isinstance(member.bus, KafkaBus)
-    return member.bus
-
-
 def stock(bootstrap: str, topic: str, start: int = 0) -> list[Row]:
     """What the client itself reads of a partition, record by record, from ``start`` to the end."""
     consumer = KafkaConsumer(bootstrap_servers=bootstrap, isolation_level="read_committed")
@@ -67,7 +61,7 @@ def stock(bootstrap: str, topic: str, start: int = 0) -> list[Row]:
 def columnar_rows(bootstrap: str, topic: str, start: int = 0, **options: object) -> list[Row]:
     """The same by columns, with settings of the consumer."""
     consumer = Link.parse(f"kafka://{bootstrap}").consumer(group_id=None, **options)
-    columns = Columns(skip_corrupt=False).attach(consumer)
+    columns = Columns(skip_corrupt=False, gapless=lambda _: True).attach(consumer)
     assert columns.in_use
     at = KafkaPartition(topic, 0)
     consumer.assign([at])
@@ -210,11 +204,11 @@ def test_a_client_of_another_version_is_read_record_by_record_with_one_warning(
         assert log.contents(topic) == member.rows[TopicPartition(topic, 0)]
 
     assert member.values(topic) == numbered(5)
-    assert not kafka_bus(member).columnar
+    assert not member.turn().columnar
     assert [r.getMessage() for r in caplog.records if "3.0.13" in r.getMessage()] != []
     assert len([r for r in caplog.records if r.name == columnar.__name__]) == 1
     monkeypatch.setattr(kafka, "__version__", columnar.PROVED_VERSION)
-    assert kafka_bus(log.member(group(), topic)).columnar
+    assert log.member(group(), topic).turn().columnar
 
 
 @pytest.mark.kafka
@@ -233,7 +227,7 @@ def test_a_client_of_another_shape_is_read_record_by_record(
     member = log.member(group(), topic).read(5)
 
     assert member.values(topic) == numbered(5)
-    assert not kafka_bus(member).columnar
+    assert not member.turn().columnar
 
 
 def test_the_policy_for_damage_is_stop_unless_the_url_says_skip() -> None:

@@ -73,7 +73,7 @@ class SqliteLogModel(RuleBasedStateMachine):
     def poll(self, max_records: int) -> None:
         polled = self.bus.poll(max_records, 0)
         self.token = polled.token
-        assert not polled.corrupt
+        assert not any(batch.corrupt for batch in polled.batches)
         assert not polled.revoked
         for batch in polled.batches:
             number = batch.partition.partition

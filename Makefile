@@ -38,7 +38,7 @@ test: $(READY) ## run all tests; those that need Kafka say how to give it
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest --quiet --cov --cov-report= $(CORE_TESTS)
 	$(BIN)/pytest --cov --cov-append --cov-report=term --cov-fail-under=95
 
-faults: $(READY) ## kill and stop workers at every point, four times each, and write build/faults.json
+faults: $(READY) ## kill, stop, restart and cut off workers and servers, and write build/faults.json
 	@PYTHONPATH=tests $(BIN)/python -m faults
 
 fuzz: $(READY) ## damage batches of Kafka in ever new ways for 300 s (SECONDS=600: longer)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.autoencoder import Autoencoder
+from models.residuals import compare, scale
 from models.scaling import INPUT_CLIP, TARGET_CLIP, Scaling
 from pipeline.ports import Errors, Explanation, Float32s, Float64s, Int32s, Windows
 
@@ -35,7 +36,7 @@ class Stack:
 
     network: Autoencoder
     scaling: Scaling
-    _inverse: Tensor = field(init=False)
+    _inverse: Float32s = field(init=False)
     _each_row: Tensor = field(init=False)
     _buffers: dict[str, Tensor] = field(init=False, default_factory=dict)
 
@@ -43,7 +44,7 @@ class Stack:
         inverse = (1 / self.scaling.spread).clip(1 / _FLOAT32_SAFE, _FLOAT32_SAFE)
         features = inverse.shape[1]
         rows = self.network.weights[0].shape[1] // features
-        self._inverse = torch.from_numpy(np.tile(inverse.astype(np.float32), rows))
+        self._inverse = np.tile(inverse.astype(np.float32), rows)
         self._each_row = torch.eye(features).repeat(1, rows)
 
     def score(self, windows: Windows) -> Errors:
@@ -53,28 +54,19 @@ class Stack:
         of it when clipped at ``INPUT_CLIP``.
         """
         n, rows, features = windows.tail.shape
-        errors = np.empty((2, n), np.float32)
-        out = torch.from_numpy(errors)
-        per_block = max(1, _VALUES_AT_ONCE // (rows * features))
+        width = rows * features
+        errors, tails = np.empty((2, n), np.float32), windows.tail.reshape(n, width)
+        offset = torch.from_numpy(self._offset(windows))
         with torch.inference_mode():
-            tail = torch.from_numpy(windows.tail)
-            offset = torch.from_numpy(self._offset(windows))
-            if n and (windows.model == windows.model[0]).all():
-                only = slice(int(windows.model[0]), int(windows.model[0]) + 1)
-                for first in range(0, n, per_block):
-                    cut = slice(first, first + per_block)
-                    out[:, None, cut] = self._errors(only, tail[None, cut], offset[None, cut])
-            elif n:
-                for models, members in _blocks(windows.model, per_block):
-                    index = torch.from_numpy(members)
-                    flat = index.view(-1)
-                    gathered = torch.index_select(tail, 0, flat, out=self._buffer("tail", len(flat), tail))
-                    found = self._errors(
-                        _as_slice(models),
-                        gathered.view(*index.shape, rows, features),
-                        offset[flat].view(*index.shape, features),
-                    )
-                    out[:, flat] = found.view(2, -1)
+            for models, members in _blocks(windows.model, max(1, _VALUES_AT_ONCE // width)) if n else ():
+                groups, padded = members.shape
+                target = self._buffer("target", members.size, width)
+                inputs = self._buffer("inputs", members.size, width)
+                # A product with ones and zeros is exact, and faster than broadcasting over a few features.
+                torch.mm(offset[torch.from_numpy(members.ravel())], self._each_row, out=target)
+                scale(tails, self._inverse, models, members, target.numpy(), inputs.numpy())
+                output = self.network.pick(_as_slice(models)).reconstruct(inputs.view(groups, padded, width))
+                compare(target.numpy(), output.view(-1, width).numpy(), members, features, errors)
         return Errors(errors[0].astype(np.float64), errors[1].astype(np.float64))
 
     def explain(self, windows: Windows) -> Explanation:
@@ -107,27 +99,11 @@ class Stack:
             offset: Float64s = (windows.anchor - self.scaling.median[model]) / self.scaling.spread[model]
         return offset.clip(-_FLOAT32_SAFE, _FLOAT32_SAFE).astype(np.float32)
 
-    def _errors(self, models: slice | Tensor, tail: Tensor, offset: Tensor) -> Tensor:
-        """Errors float32[2, G, P] of G models' windows float32[G, P, W, F] and offsets float32[G, P, F]."""
-        groups, padded, rows, features = tail.shape
-        size, width = groups * padded, rows * features
-        shape = groups, padded, width
-        target = self._buffer("target", size, tail[0]).view(size, width)
-        # A product with ones and zeros is exact, and faster than broadcasting over rows of a few features.
-        torch.mm(offset.view(size, features), self._each_row, out=target)
-        target = target.view(shape)
-        target.addcmul_(tail.view(shape), self._inverse[models].unsqueeze(1))
-        target.clamp_(-TARGET_CLIP, TARGET_CLIP)
-        inputs = self._buffer("inputs", size, tail[0]).view(shape)
-        torch.clamp(target, -INPUT_CLIP, INPUT_CLIP, out=inputs)
-        residual = self.network.pick(models).reconstruct(inputs).sub_(target).abs_()
-        return torch.stack([residual.mean(-1), residual[..., -features:].mean(-1)]).sqrt_()
-
-    def _buffer(self, name: str, rows: int, like: Tensor) -> Tensor:
-        """A kept tensor float32[rows, W, F] of whatever content."""
+    def _buffer(self, name: str, rows: int, width: int) -> Tensor:
+        """A kept tensor float32[rows, width] of whatever content."""
         kept = self._buffers.get(name)
-        if kept is None or len(kept) < rows or kept.shape[1:] != like.shape[1:]:
-            kept = self._buffers[name] = torch.empty(rows, *like.shape[1:])
+        if kept is None or len(kept) < rows:
+            kept = self._buffers[name] = torch.empty(rows, width)
         return kept[:rows]
 
 

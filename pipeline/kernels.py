@@ -7,7 +7,7 @@ vectorised form of the same rules has (docs/decisions/0001-kernels.md).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast, overload
 
 import numba
 
@@ -17,12 +17,19 @@ Row: TypeAlias = Any
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def kernel(function: F) -> F:
+@overload
+def kernel(function: F) -> F: ...
+@overload
+def kernel(*, reassociate: bool) -> Callable[[F], F]: ...
+def kernel(function: F | None = None, *, reassociate: bool = False) -> F | Callable[[F], F]:
     """Compile on first use and keep the machine code beside the source for the next process.
 
     Kernels make no arrays of their own, copy array to array in loops, and work only on those they are given:
     without Numba's runtime (``_nrt``) no view of an array is counted, and counting them took five sixths of
-    the time of alignment. A kernel that would need the runtime does not compile.
+    the time of alignment. A kernel that would need the runtime does not compile. Where sums may be
+    ``reassociate``d they take many values at once, and rounding depends on the machine.
     """
-    compiled = numba.njit(cache=True, nogil=True, _nrt=False)  # type: ignore[call-overload] # not in its types
-    return cast("F", compiled(function))
+    compiled = numba.njit(  # type: ignore[call-overload] # not in its types
+        cache=True, nogil=True, _nrt=False, fastmath={"reassoc", "contract", "nsz"} if reassociate else False
+    )
+    return cast("F", compiled(function)) if function else cast("Callable[[F], F]", compiled)

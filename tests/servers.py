@@ -11,8 +11,8 @@ import sys
 import time
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 KAFKA_IMAGE = "confluentinc/cp-kafka:8.1.0"
@@ -20,8 +20,6 @@ NO_KAFKA = (
     "no Kafka broker: set KAFKA_BOOTSTRAP_SERVERS to one, or KAFKA_HOME to a distribution, or start Docker"
 )
 BROKER_SETTINGS = {
-    "process.roles": "broker,controller",
-    "node.id": "1",
     "controller.listener.names": "CONTROLLER",
     "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "num.partitions": "1",
@@ -97,49 +95,112 @@ def _kafka_container() -> Iterator[str]:
         yield started.get_bootstrap_server()
 
 
+class KafkaServer:
+    """A node of Kafka in KRaft mode from the distribution at ``home``: a broker, a controller, or both.
+
+    It can be killed, stopped, and started again on its folder, under the same address.
+    """
+
+    def __init__(
+        self, home: Path, folder: Path, node: int = 1, *, roles: str = "broker,controller", **settings: str
+    ) -> None:
+        """Choose its ports; ``settings`` are broker settings with underscores for dots."""
+        self._home, self.folder, self.node = home, folder, node
+        broker, controller = free_port(), free_port()
+        self.bootstrap = f"127.0.0.1:{broker}"
+        self.voter = f"{node}@127.0.0.1:{controller}" if "controller" in roles else ""
+        self._port = broker if "broker" in roles else controller
+        listeners = {
+            "broker": f"PLAINTEXT://{self.bootstrap}",
+            "controller": f"CONTROLLER://127.0.0.1:{controller}",
+        }
+        self._settings = BROKER_SETTINGS | {
+            "process.roles": roles,
+            "node.id": str(node),
+            "listeners": ",".join(listeners[role] for role in roles.split(",")),
+            "log.dirs": str(folder / "data"),
+        }
+        if "broker" in roles:
+            self._settings["advertised.listeners"] = listeners["broker"]
+        self._settings |= {name.replace("_", "."): value for name, value in settings.items()}
+        self._environment = os.environ | {
+            "LOG_DIR": str(folder / "logs"),
+            "KAFKA_HEAP_OPTS": "-Xms128m -Xmx384m",
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def format(self, cluster: str, **settings: str) -> None:
+        """Make its folder that of a node of ``cluster``, with these settings besides."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        chosen = self._settings | {name.replace("_", "."): value for name, value in settings.items()}
+        self._properties.write_text("".join(f"{name}={value}\n" for name, value in chosen.items()))
+        with self._log.open("wb") as out:
+            subprocess.run(
+                [self._home / "bin" / "kafka-storage.sh", "format", "-t", cluster, "-c", self._properties],
+                check=True,
+                env=self._environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    def start(self) -> None:
+        """Start its process."""
+        with self._log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [self._home / "bin" / "kafka-server-start.sh", self._properties],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - it makes one system call and takes no lock
+            )
+
+    def wait(self) -> None:
+        """Return once it listens. Raises RuntimeError with the end of its log where it does not come up."""
+        assert self.process is not None
+        _wait_until_it_listens(self.process, self._port, self._log)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send its process a signal; returns once it is gone where that kills it."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        if number is signal.SIGKILL:
+            self.process.wait()
+
+    def close(self) -> None:
+        """See that it does not run."""
+        if self.process is not None:
+            self.signal(signal.SIGKILL)
+
+    @property
+    def _properties(self) -> Path:
+        return self.folder / "server.properties"
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "broker.log"
+
+
 @contextmanager
 def kafka_server(home: Path, folder: Path, **settings: str) -> Iterator[str]:
-    """One Kafka broker in KRaft mode from the distribution at ``home``; yields ``127.0.0.1:PORT``.
+    """One Kafka broker; yields ``127.0.0.1:PORT``. Everything it writes stays under ``folder``."""
+    with kafka_cluster([KafkaServer(home, folder, 1, roles="broker,controller", **settings)]) as [server]:
+        yield server.bootstrap
 
-    Everything it writes stays under ``folder``. ``settings`` are broker settings with underscores for
-    dots. Raises RuntimeError with the end of its log when it does not come up.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    port, controller = free_port(), free_port()
-    properties = folder / "server.properties"
-    chosen = BROKER_SETTINGS | {
-        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
-        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-        "log.dirs": str(folder / "data"),
-    }
-    chosen |= {name.replace("_", "."): value for name, value in settings.items()}
-    properties.write_text("".join(f"{name}={value}\n" for name, value in chosen.items()))
-    environment = os.environ | {"LOG_DIR": str(folder / "logs"), "KAFKA_HEAP_OPTS": "-Xms128m -Xmx384m"}
+
+@contextmanager
+def kafka_cluster(servers: Sequence[KafkaServer]) -> Iterator[Sequence[KafkaServer]]:
+    """Nodes of one cluster, none of which is left running at the end."""
     cluster = "A" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
-    log = folder / "broker.log"
-    with log.open("wb") as out:
-        subprocess.run(
-            [home / "bin" / "kafka-storage.sh", "format", "-t", cluster, "-c", properties],
-            check=True,
-            env=environment,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-        process = subprocess.Popen(
-            [home / "bin" / "kafka-server-start.sh", properties],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - it makes one system call and takes no lock
-        )
-    try:
-        _wait_until_it_listens(process, port, log)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+    voters = ",".join(server.voter for server in servers if server.voter)
+    with ExitStack() as opened:
+        for server in servers:
+            server.format(cluster, controller_quorum_voters=voters)
+            opened.callback(server.close)
+            server.start()
+        for server in servers:
+            server.wait()
+        yield servers
 
 
 def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

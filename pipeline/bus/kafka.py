@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,7 +24,9 @@ LINGER_MS = 5
 BATCH_BYTES = 65_536
 FLUSH_S = 30.0
 CLOSE_S = 5.0
-COORDINATOR_S = 10.0
+COORDINATOR_S = 20.0
+"""A broker's death is found after 9 s, and its groups move then."""
+GROWN_S = 10.0
 
 
 class KafkaBroker:
@@ -32,23 +34,14 @@ class KafkaBroker:
 
     Args:
         url: as :meth:`Link.parse` reads it.
-        transaction_deadline_s: a transaction that lasts longer ends the process.
-        end_process: how it is ended.
 
     Raises:
         ConfigError: the URL is wrong. Nothing is connected yet.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        transaction_deadline_s: float = 30.0,
-        end_process: Callable[[int], object] = os._exit,
-    ) -> None:
+    def __init__(self, url: str) -> None:
         self._link = Link.parse(url)
         self._topics = Topics(self._link)
-        self._watchdog = (transaction_deadline_s, end_process)
         self._made: list[KafkaBus | PlainProducer | PlainReader] = []
 
     def bus(self, *, group: str, topics: Sequence[str], transactional_id: str) -> KafkaBus:
@@ -59,7 +52,7 @@ class KafkaBroker:
             group=group,
             subscribe=topics,
             transactional_id=transactional_id,
-            watchdog=Watchdog(*self._watchdog),
+            watchdog=Watchdog(self._link.timing.deadline / 1_000, os._exit),
         )
         self._made.append(bus)
         return bus
@@ -147,6 +140,7 @@ class PlainReader:
         found = self._topics.describe(topic)
         asked = [KafkaPartition(topic, p["partition_index"]) for p in found["partitions"]]
         topic_id = str(found["topic_id"])
+        self._look_again(topic, len(asked))
         with self._link.talking(f"asking for the bounds of {topic}"):
             first = self._consumer.beginning_offsets(asked)
             written = self._topics.client.list_partition_offsets(dict.fromkeys(asked, OffsetSpec.LATEST))
@@ -186,9 +180,16 @@ class PlainReader:
 
     def _known(self, partition: TopicPartition) -> KafkaPartition:
         self._topics.require(partition.topic)
+        self._look_again(partition.topic, partition.partition + 1)
         if partition.partition not in self._consumer.partitions_for_topic(partition.topic):
             raise NotFound(f"topic {partition.topic!r} has no partition {partition.partition}")
         return KafkaPartition(*partition)
+
+    def _look_again(self, topic: str, partitions: int) -> None:
+        """Have the client ask for the cluster's topics: it knows nothing of partitions added since it did."""
+        with self._link.talking(f"looking for the partitions of {topic}"):
+            if len(self._consumer.partitions_for_topic(topic)) < partitions:
+                self._consumer.topics()
 
     def _turn_to(self, partition: TopicPartition, next_offset: int) -> Any:  # noqa: ANN401 - no types
         wanted = KafkaPartition(*partition)
@@ -253,12 +254,21 @@ class KafkaAdmin:
         return made
 
     def grow(self, topic: str, partitions: int) -> None:
-        """Give a topic the partitions that it lacks to have so many."""
-        there = len(self._topics.describe(topic)["partitions"])
-        if partitions > there:
-            with self._link.talking(f"adding partitions to {topic}"):
+        """Give a topic the partitions that it lacks to have so many, and wait until they can be used."""
+        if self._partitions(topic) >= partitions:
+            return
+        with self._link.talking(f"adding partitions to {topic}"):
+            with suppress(kafka_errors.InvalidPartitionsError):  # another worker was faster
                 self._topics.client.create_partitions({topic: partitions})
-                self._topics.client.wait_for_topics([topic])
+            deadline = time.monotonic() + GROWN_S
+            while self._partitions(topic) < partitions:  # some broker may not know of them yet
+                if time.monotonic() > deadline:
+                    raise kafka_errors.KafkaTimeoutError(f"{topic} does not get {partitions} partitions")
+                time.sleep(0.05)
+            self._topics.client.wait_for_topics([topic])
+
+    def _partitions(self, topic: str) -> int:
+        return len(self._topics.describe(topic)["partitions"])
 
     def committed(self, group: str, topic: str) -> Mapping[int, int]:
         """The group's next offsets by partition, without those never committed."""
@@ -269,11 +279,10 @@ class KafkaAdmin:
                 try:
                     offsets = self._topics.client.list_group_offsets({group: None})[group]
                     break
-                except (
-                    kafka_errors.CoordinatorNotAvailableError,
-                    kafka_errors.CoordinatorLoadInProgressError,
-                ):
-                    if time.monotonic() > deadline:  # a new cluster makes its offsets topic first
+                except kafka_errors.RetriableError:
+                    if time.monotonic() > deadline:  # a cluster that starts has none for a while
                         raise
+                    # The client would ask a coordinator that is none any more for ever.
+                    self._topics.client._manager.cluster._coordinators.clear()  # noqa: SLF001 - no public way
                     time.sleep(0.1)
         return {p.partition: o.offset for p, o in offsets.items() if p.topic == topic and o.offset >= 0}

@@ -24,7 +24,6 @@ from pipeline.bus.kafka_transactions import Transactions, Watchdog
 from pipeline.errors import BusDown, BusError, Refused
 from pipeline.records import Assigned, Polled, RecordBatch, Send, Token, TopicPartition
 
-HEARTBEAT_MS = 3_000
 COMMITTED_TIMEOUT_MS = 300
 BOUNDS_TIMEOUT_MS = 2_000
 LEAVE_TIMEOUT_MS = 5_000
@@ -91,8 +90,10 @@ class KafkaBus:
             self._assignor = Assignor()
             self._consumer = link.consumer(
                 group_id=group,
-                session_timeout_ms=link.session_timeout_ms,
-                heartbeat_interval_ms=min(HEARTBEAT_MS, link.session_timeout_ms // 3),
+                group_instance_id=transactional_id if link.static_membership else None,
+                session_timeout_ms=link.timing.session,
+                heartbeat_interval_ms=link.timing.heartbeat,
+                max_poll_interval_ms=link.timing.poll,
                 partition_assignment_strategy=[self._assignor],
             )
         except BaseException:
@@ -102,8 +103,13 @@ class KafkaBus:
         self._columns = columns.attach(self._consumer)
         self._notes = Notes(self._consumer)
         self._consumer.subscribe(list(subscribe), listener=self._notes)
-        for topic in subscribe:  # metadata that come during the first join can wedge it for ever
-            self._consumer.partitions_for_topic(topic)
+        try:
+            with link.talking(f"joining {group}"):
+                for topic in subscribe:  # metadata that come during the first join can wedge it for ever
+                    self._consumer.partitions_for_topic(topic)
+        except BaseException:
+            self.close()
+            raise
 
     def poll(self, max_records: int, timeout_s: float) -> Polled:
         """As the seam says; a partition never stands in ``revoked`` and ``assigned`` of one result."""
@@ -173,10 +179,13 @@ class KafkaBus:
             self._owned[partition].committed = offset
 
     def close(self) -> None:
-        """Leave the group and end every connection; what was not committed is dropped."""
-        self._transactions.close()
+        """Leave the group and end every connection; what was not committed is dropped.
+
+        The group comes first: the others wait for it, and for nothing else that happens here.
+        """
         with suppress(kafka_errors.KafkaError):
             self._consumer.close(timeout_ms=LEAVE_TIMEOUT_MS)
+        self._transactions.close()
 
     # Reading
 

@@ -20,6 +20,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.serializer import Serializer
 
 from pipeline.bus.kafka_codecs import install_codecs
+from pipeline.bus.kafka_timing import Timing
 from pipeline.errors import BusDown, BusError, ConfigError, NotFound
 from pipeline.records import Send
 
@@ -27,6 +28,10 @@ SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 URL_SETTINGS = {
     "session_timeout_ms": "a member that is silent for so long loses its partitions (10000)",
+    "heartbeat_interval_ms": "how often a member is heard, a third of the session at most (1000)",
+    "transaction_timeout_ms": "after so long Kafka aborts the commit of a worker that was killed (10000)",
+    "static_membership": "true: a worker that comes again within the session keeps its partitions, and one "
+    "that ends for good holds them up for so long (false)",
     "corrupt": "stop at a damaged stretch of a log (the default), or skip it",
     "security_protocol": ", ".join(SECURITY_PROTOCOLS),
     "ssl_cafile": "a file with the certificate authority in PEM format",
@@ -37,7 +42,6 @@ URL_SETTINGS = {
 DEFAULT_PORT = 9092
 CONNECT_TIMEOUT_S = 3.0
 BOOTSTRAP_TIMEOUT_MS = 10_000
-REQUEST_TIMEOUT_MS = 10_000
 CLEANUP_POLICY = "cleanup.policy"
 METADATA_MS = 10_000
 """Partitions that are added to a topic are found this soon; the client's default is five minutes."""
@@ -54,13 +58,15 @@ class Link:
 
     Attributes:
         servers: ``(host, port)`` of each bootstrap server.
-        session_timeout_ms: after so long without a heartbeat a member is dead.
+        timing: how long the clients wait for what.
+        static_membership: members have names, and a restart is no change of the group.
         skip_corrupt: damaged stretches of a log are passed over and told, instead of stopping there.
         security: keyword arguments for every client; holds secrets, so it is never printed.
     """
 
     servers: tuple[tuple[str, int], ...]
-    session_timeout_ms: int
+    timing: Timing
+    static_membership: bool
     skip_corrupt: bool
     security: Mapping[str, str] = field(repr=False)
 
@@ -82,7 +88,13 @@ class Link:
             known = "; ".join(f"{name}: {meaning}" for name, meaning in URL_SETTINGS.items())
             raise ConfigError(f"the bus URL has an unknown setting {unknown!r}; it may have {known}")
         servers = tuple(_server(text) for text in parts.netloc.split(","))
-        return cls(servers, _session_timeout(settings), _skip_corrupt(settings), _security(settings))
+        return cls(
+            servers,
+            Timing.of(settings),
+            _one_of(settings, "static_membership", ("false", "true")) == "true",
+            _one_of(settings, "corrupt", ("stop", "skip")) == "skip",
+            _security(settings),
+        )
 
     @property
     def address(self) -> str:
@@ -116,8 +128,8 @@ class Link:
             producer = KafkaProducer(
                 **self._common(),
                 retry_backoff_ms=10,
-                max_block_ms=10_000,
-                delivery_timeout_ms=20_000,
+                max_block_ms=self.timing.block,
+                delivery_timeout_ms=self.timing.delivery,
                 compression_type="zstd",
                 value_serializer=_Null(),
                 metrics_enabled=False,
@@ -137,7 +149,7 @@ class Link:
             "bootstrap_servers": self.address.split(","),
             "client_id": "offbeat",
             "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
-            "request_timeout_ms": REQUEST_TIMEOUT_MS,
+            "request_timeout_ms": self.timing.request,
             **self.security,
         }
 
@@ -171,7 +183,8 @@ class Link:
             return NotFound(f"{where} has no such topic or partition ({error}, while {doing})")
         if isinstance(error, kafka_errors.AuthorizationError | kafka_errors.SaslAuthenticationFailedError):
             return BusError(f"{where} refused {doing}: {error}; mend the credentials or the topic's ACLs")
-        if isinstance(error, kafka_errors.RetriableError):
+        if isinstance(error, kafka_errors.RetriableError | kafka_errors.UnknownBrokerIdError):
+            # The last is node -1: for the moment a partition has no leader.
             return BusDown(f"{where} did not answer while {doing} ({error}); see that its brokers run")
         return BusError(f"{where} failed while {doing}: {error}")
 
@@ -291,7 +304,7 @@ def _look_again(producer: Any) -> None:  # noqa: ANN401 - the client has no type
     future = producer._metadata.request_update()  # noqa: SLF001 - no public way
     future.add_both(lambda *_: asked.set())
     producer._sender.wakeup()  # noqa: SLF001 - no public way
-    asked.wait(REQUEST_TIMEOUT_MS / 1_000)
+    asked.wait(producer.config["request_timeout_ms"] / 1_000)
 
 
 def oversized(send: Send) -> BusError:
@@ -316,18 +329,11 @@ def _server(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _session_timeout(settings: Mapping[str, str]) -> int:
-    text = settings.get("session_timeout_ms", "10000")
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"the bus URL has session_timeout_ms={text}; give milliseconds, such as 10000")
-    return int(text)
-
-
-def _skip_corrupt(settings: Mapping[str, str]) -> bool:
-    text = settings.get("corrupt", "stop")
-    if text not in {"stop", "skip"}:
-        raise ConfigError(f"the bus URL has corrupt={text}; it is stop or skip")
-    return text == "skip"
+def _one_of(settings: Mapping[str, str], name: str, allowed: tuple[str, str]) -> str:
+    text = settings.get(name, allowed[0])
+    if text not in allowed:
+        raise ConfigError(f"the bus URL has {name}={text}; it is {' or '.join(allowed)}")
+    return text
 
 
 def _security(settings: Mapping[str, str]) -> dict[str, str]:

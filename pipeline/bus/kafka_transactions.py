@@ -22,7 +22,6 @@ from pipeline.records import Send, TopicPartition
 
 log = logging.getLogger(__name__)
 
-TRANSACTION_TIMEOUT_MS = 10_000
 CLOSE_S = 2.0
 HUNG_EXIT_CODE = 75
 """``EX_TEMPFAIL``: the supervisor starts the process again."""
@@ -81,7 +80,7 @@ class Transactions:
         if self._producer is not None:
             return
         producer = self._link.producer(
-            transactional_id=self._transactional_id, transaction_timeout_ms=TRANSACTION_TIMEOUT_MS
+            transactional_id=self._transactional_id, transaction_timeout_ms=self._link.timing.transaction
         )
         try:
             with self._link.talking(f"starting transactions as {self._transactional_id}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -18,8 +19,9 @@ from servers import NO_KAFKA, kafka_broker
 
 from . import load
 from .check import Verdict
-from .place import ROOT
-from .suite import Fault, Outcome, faults, suffer
+from .place import ROOT, Grounds
+from .seam import Fault, Outcome
+from .suite import faults
 
 REPORT = ROOT / "build" / "faults.json"
 WIDTHS = {"fault": -58, "bus": -7, "variant": -8, "tries": 5, "lost": 5, "doubled": 8, "wrong_states": 13}
@@ -56,18 +58,29 @@ def main() -> int:
 def _suffered(
     chosen: Sequence[Fault], kafka: str | None, folder: Path, bundles: tuple[str, str]
 ) -> Iterator[Outcome]:
+    """One after another; whatever goes wrong in one is its row's, and the rest goes on."""
     for number, fault in enumerate(chosen):
         place = folder / f"{'kafka' if kafka else 'sqlite'}-{number}"
+        grounds = Grounds(kafka, place, folder / "models", bundles)
+        if grounds.bus not in fault.buses:
+            continue
         try:
-            outcome = suffer(fault, kafka, place, folder / "models", bundles)
-        except AssertionError as error:  # a worker hung, or ended otherwise than it should
-            outcome = Outcome(fault, "kafka" if kafka else "sqlite", Verdict(wrong=[str(error)]), [])
-        _say(_line(outcome.row()))
-        if not outcome.held:
-            ties = [f"{outcome.verdict.ties} rows lie too close to their line"] * bool(outcome.verdict.ties)
-            for sentence in ["this did not hold", *ties, *outcome.verdict.wrong[:10]]:
-                _say(f"    {sentence}")
+            outcome = fault.suffer(grounds)
+        except Exception as error:  # noqa: BLE001 - a worker hung, or the bus did: all of it did not hold
+            outcome = Outcome(fault, grounds.bus, Verdict(wrong=[f"{type(error).__name__}: {error}"]))
+        shutil.rmtree(place, ignore_errors=True)
+        _tell(outcome)
         yield outcome
+
+
+def _tell(outcome: Outcome) -> None:
+    sentences = [outcome.fault.given_up] * bool(outcome.fault.given_up)
+    if outcome.figures:
+        sentences.append(", ".join(f"{name}: {figure:.2f}" for name, figure in outcome.figures.items()))
+    if not outcome.held:
+        ties = [f"{outcome.verdict.ties} rows lie too close to their line"] * bool(outcome.verdict.ties)
+        sentences += ["this did not hold", *ties, *outcome.verdict.wrong[:10]]
+    _say("\n    ".join([_line(outcome.row()), *sentences]))
 
 
 def _line(row: Mapping[str, object]) -> str:

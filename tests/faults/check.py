@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from offbeat.app import StreamModels
-from pipeline.adoption import adopt
+from pipeline.adoption import adopt, reconcile
 from pipeline.alerts import Alert, DeadLetter, Transition
 from pipeline.control import ControlLog
 from pipeline.detect import Detector, Outputs
@@ -22,7 +24,7 @@ from pipeline.journal import InForce, JournalLog
 from pipeline.ownership import Shelf
 from pipeline.ports import Scorer
 from pipeline.reading import stretch
-from pipeline.records import Int64s, PackedRows, TopicPartition
+from pipeline.records import Int64s, PackedRows, RecordBatch, TopicPartition
 from pipeline.series import Header, PartitionState
 from pipeline.state import connect as connect_state
 from pipeline.state.snapshots import decode
@@ -63,16 +65,52 @@ class Verdict:
     snapshots: int = 0
 
 
-def judge(place: Place) -> Verdict:
+class Anew(NamedTuple):
+    """A state that was made anew from ``first_offset`` on; ``open``: alerts at the first live record."""
+
+    first_offset: int = 0
+    live_from: int = 0
+    open: Mapping[str, Transition] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """What a fault costs by the product's own rules, so that exactly that is expected.
+
+    Attributes:
+        besides: alerts, dead letters and alert changes that are there besides those of uninterrupted work.
+        skipped: by partition, records ``[from, to)`` that were read without outputs.
+        anew: by partition, where the state was made anew.
+    """
+
+    besides: Outputs = field(default_factory=Outputs)
+    skipped: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    anew: Mapping[int, Anew] = field(default_factory=dict)
+
+
+def left(place: Place) -> Outputs:
+    """All alerts and dead letters that workers published, and the alert changes in their journal."""
+    reader, found = place.broker.reader(), Outputs()
+    found.alerts += map(Alert.model_validate_json, _values(place, place.settings.alerts_topic))
+    found.dead_letters += map(
+        DeadLetter.model_validate_json, _values(place, place.settings.dead_letters_topic)
+    )
+    journal = JournalLog(reader, place.settings.journal_topic(STREAM))
+    for number, bounds in reader.bounds(place.topic).items():
+        past = journal.past(number, bounds.topic_id, bounds.end_offset)
+        found.changes += chain.from_iterable(entry.changes for entry in past.alerts)
+    return found
+
+
+def judge(place: Place, given_up: GivenUp | None = None) -> Verdict:
     """Compare all that workers left on a place; they have ended, and everything is read."""
-    verdict = Verdict()
-    alerts: list[Alert] = []
-    letters: list[DeadLetter] = []
+    verdict, given_up = Verdict(), given_up or GivenUp()
+    alerts, letters = [*given_up.besides.alerts], [*given_up.besides.dead_letters]
     with closing(connect_state(place.settings.state)) as server:
         store = server.store(namespace=place.namespace, stream=STREAM)
         for number in place.broker.reader().bounds(place.topic):
             stored = store.peek(TopicPartition(place.topic, number))
-            reference = Reference(place, number, None if stored is None else stored.rows)
+            reference = Reference(place, number, None if stored is None else stored.rows, given_up)
             alerts += reference.outputs.alerts
             letters += reference.outputs.dead_letters
             verdict.wrong += reference.wrong
@@ -80,12 +118,9 @@ def judge(place: Place) -> Verdict:
             verdict.bins.update(reference.state.counters.named())
             verdict.changes += len(reference.past.changes) - 1
             verdict.snapshots += len(reference.copies) - 1
-    published = [Alert.model_validate_json(each) for each in _values(place, place.settings.alerts_topic)]
-    buried = [
-        DeadLetter.model_validate_json(each) for each in _values(place, place.settings.dead_letters_topic)
-    ]
-    _compare_alerts(verdict, alerts, published)
-    _compare(verdict, Counter(map(_letter, letters)), Counter(map(_letter, buried)))
+    published = left(place)
+    _compare_alerts(verdict, alerts, published.alerts)
+    _compare(verdict, Counter(map(_letter, letters)), Counter(map(_letter, published.dead_letters)))
     verdict.outputs = len(alerts) + len(letters)
     verdict.reasons = {alert.reason for alert in alerts}
     return verdict
@@ -104,9 +139,9 @@ class _Copy:
 class Reference:
     """A partition read from its first record by one detect step, under what the journal says was in force.
 
-    Alert changes are judged here, never imposed. Every state that workers left is compared on the way, at its
-    offset and under what was in force for it: where several things came into force at one offset, the journal
-    has what a state does not have yet.
+    Alert changes are judged here, never imposed, but for records that were skipped. Every state that workers
+    left is compared on the way, at its offset and under what was in force for it: where several things came
+    into force at one offset, the journal has what a state does not have yet.
 
     Attributes:
         past: what the journal says.
@@ -116,7 +151,7 @@ class Reference:
         ties, wrong: as in :class:`Verdict`.
     """
 
-    def __init__(self, place: Place, number: int, stored: PackedRows | None) -> None:
+    def __init__(self, place: Place, number: int, stored: PackedRows | None, given_up: GivenUp) -> None:
         self.partition = TopicPartition(place.topic, number)
         reader = place.broker.reader()
         bounds = reader.bounds(place.topic)[number]
@@ -127,19 +162,30 @@ class Reference:
         control = ControlLog(reader, place.settings.control_topic)
         control.refresh()
         self._shelf = Shelf(place.namespace, STREAM, control, StreamModels(place.settings, STREAM))
-        first = self.past.at(0)
+        self._anew = given_up.anew.get(number, Anew())
+        first_offset = self._anew.first_offset
+        self._skipped = given_up.skipped.get(number, (0, 0))
+        self._before = Counter(map(_change, given_up.besides.changes))
+        first = self.past.at(first_offset)
         if first is None:
             raise AssertionError(f"{self.partition}: the journal does not say what was in force at first")
-        self.state = self._detector(first).fresh(bounds.topic_id, 0)
+        self.state = self._detector(first).fresh(bounds.topic_id, first_offset)
         self._settle()
-        for batch in stretch(reader, self.partition, 0, bounds.end_offset, READ_RECORDS):
+        for batch in stretch(reader, self.partition, first_offset, bounds.end_offset, READ_RECORDS):
             rest = batch
             while rest.next_offset > self.state.next_offset:
                 stop = self._next_stop(rest.next_offset)
-                self._take(self._detector().step(self.state, rest.before(stop), self._scorer()))
+                self._take(self._step(rest.before(stop)))
                 rest = rest.since(stop)
                 self._settle()
         self._check_end(stored, control)
+
+    def _step(self, batch: RecordBatch) -> Outputs:
+        """Outputs of a stretch of records that all are live, or none of them."""
+        at, (begin, end) = self.state.next_offset, self._skipped
+        imposed = self.past.imposed(begin) if begin <= at < end else None
+        outputs = self._detector().step(self.state, batch, self._scorer(), imposed)
+        return outputs if imposed is None and at >= self._anew.live_from else Outputs(scores=outputs.scores)
 
     def _copies(self, place: Place, topic_id: str, stored: PackedRows | None) -> Iterator[_Copy]:
         number = str(self.partition.partition)
@@ -156,11 +202,14 @@ class Reference:
         """Where something else comes into force, or there is a state to compare, or the batch ends."""
         changes, copies = self.past.changes, self.copies
         stops = [*(each.next_offset for each in changes), *(each.header.next_offset for each in copies)]
+        stops += [self._anew.live_from, *self._skipped]
         return min(each for each in [*stops, end_offset] if each > self.state.next_offset)
 
     def _settle(self) -> None:
         """Bring into force what is due, one after the other, and compare what was left here."""
         self._compare_copies()
+        if self.state.next_offset == self._anew.live_from > 0:
+            self._take(reconcile(self._detector(), self.state, self.partition, self._anew.open))
         for due in self.past.due(self.state.in_force, self.state.next_offset):
             detector, scorer = self._detector(due), self._scorer(due)
             self.state, outputs = adopt(detector, self.state, self.partition, due, scorer)
@@ -190,7 +239,7 @@ class Reference:
         if not any(each.rows is stored and each.header.next_offset == end for each in self.copies):
             wrong.append("the state at the end is not stored")
         told = Counter(_change(each) for entry in self.past.alerts for each in entry.changes)
-        if told != Counter(map(_change, self.outputs.changes)):
+        if told - self._before != Counter(map(_change, self.outputs.changes)):
             wrong.append("the journal tells of other alert changes than were made")
         last, view = self.past.changes[-1], control.view
         if (last.bundle_sha, last.policy_sha) != (view.champions[STREAM], view.policies[STREAM]):

@@ -57,7 +57,7 @@ def settings_text(namespace: str, bus: str, folder: Path, registry: Path, policy
     return TEXT.format(namespace=namespace, bus=bus, folder=folder, registry=registry, **POLICIES[policy])
 
 
-def sends(topic: str) -> Iterator[Send]:
+def sends(topic: str, partitions: int = PARTITIONS) -> Iterator[Send]:
     """The records, in order: stragglers, duplicates, silences, and some that cannot be read."""
     random_ = random.Random(7)
     for i in range(SERIES * ROWS):
@@ -72,7 +72,7 @@ def sends(topic: str) -> Iterator[Send]:
         if i % 101 == 0:
             event["heat"] = None
         value = b"not JSON" if i % 997 == 0 else msgspec.json.encode(event)
-        yield Send(topic, None, value, timestamp_ms=1_750_000_000_000, partition=series % PARTITIONS)
+        yield Send(topic, None, value, timestamp_ms=1_750_000_000_000, partition=series % partitions)
 
 
 def _values(random_: random.Random, row: int, series: int) -> tuple[float, float]:

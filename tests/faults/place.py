@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -26,23 +26,53 @@ from pipeline import config
 from pipeline.bus.kafka_transactions import HUNG_EXIT_CODE
 from pipeline.errors import BusDown
 from pipeline.ports import Broker
+from pipeline.records import Send
 
 from . import load
 from .load import STREAM
-from .words import Claimed, Committed, Noticed, Orders, Reached, Said
+from .words import Claimed, Committed, Noticed, Orders, Reached, Said, Worked
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60.0
 """So long a worker may say nothing."""
-SESSION_MS = 1_500
+LONGEST_S = 300.0
+"""So long workers may be followed for one fault, whatever they say."""
+QUERY = "session_timeout_ms=1500"
 """Without a heartbeat for so long a worker on Kafka has lost its partitions."""
 OTHERS_COMMITS = 5
 """Of the worker that took over, before the stopped one goes on."""
 
 
+@dataclass(frozen=True)
+class Grounds:
+    """Where a fault is suffered.
+
+    Attributes:
+        kafka: the broker's address, None for an SQLite file.
+        folder: of its own; it is not there yet.
+        registry, bundles: two bundles, and where they are.
+    """
+
+    kafka: str | None
+    folder: Path
+    registry: Path
+    bundles: tuple[str, str]
+
+    @property
+    def bus(self) -> str:
+        """Its kind, as reports name it."""
+        return "kafka" if self.kafka else "sqlite"
+
+
 @dataclass
 class Place:
-    """An installation; ``bundles`` are in its registry, the first one is the champion at first."""
+    """An installation; ``bundles`` are in its registry, the first one is the champion at first.
+
+    Attributes:
+        sends: what is still to be produced.
+        records: what has been.
+        decided: how often something else was decided.
+    """
 
     folder: Path
     namespace: str
@@ -51,6 +81,7 @@ class Place:
     bundles: tuple[str, str]
     broker: Broker
     settings: config.Config
+    sends: Iterator[Send]
     records: int = 0
     decided: int = 0
 
@@ -68,10 +99,17 @@ class Place:
         """The group's next offsets."""
         return dict(self.broker.admin().committed(self.settings.group(STREAM), self.topic))
 
+    def feed(self, records: int | None = None) -> None:
+        """Produce so many more of the load's records, or all that are left."""
+        producer, sends = self.broker.producer(), islice(self.sends, records)
+        while batch := list(islice(sends, load.STORED * load.PARTITIONS)):
+            producer.send(batch)
+            producer.flush()
+            self.records += len(batch)
+
     def decide(self) -> None:
         """Another bundle, or another policy."""
         turn, policy = divmod(self.decided, 2)
-        self.decided += 1
         number = (turn + 1) % len(load.POLICIES)
         settings = config.parse(
             load.settings_text(self.namespace, self.bus, self.folder, self.registry, number)
@@ -81,33 +119,31 @@ class Place:
             control.apply(STREAM, "to be killed with")
         else:
             control.promote(STREAM, self.bundles[(turn + 1) % 2], "to be killed with")
+        self.decided += 1
 
 
 @contextmanager
-def place_at(kafka: str | None, folder: Path, registry: Path, bundles: tuple[str, str]) -> Iterator[Place]:
-    """A new installation under ``folder`` with the whole load in its topic.
-
-    On the Kafka broker at ``kafka``, or on an SQLite file.
-    """
-    namespace = f"n{uuid.uuid4().hex[:8]}"
+def place_at(
+    grounds: Grounds, *, partitions: int = load.PARTITIONS, fed: bool = True, query: str = QUERY
+) -> Iterator[Place]:
+    """A new installation; ``fed``: with the whole load in its topic. ``query`` is of Kafka's bus URL."""
+    namespace, folder = f"n{uuid.uuid4().hex[:8]}", grounds.folder
     folder.mkdir(parents=True)
-    bus = f"kafka://{kafka}?session_timeout_ms={SESSION_MS}" if kafka else f"sqlite:///{folder}/bus.db"
-    text = load.settings_text(namespace, bus, folder, registry, 0)
+    bus = f"kafka://{grounds.kafka}?{query}" if grounds.kafka else f"sqlite:///{folder}/bus.db"
+    text = load.settings_text(namespace, bus, folder, grounds.registry, 0)
     settings = config.parse(text)
     with closing(pipeline.bus.connect(bus)) as broker:
-        place = Place(folder, namespace, bus, registry, bundles, broker, settings)
+        sends = load.sends(settings.stream(STREAM).topic, partitions)
+        place = Place(folder, namespace, bus, grounds.registry, grounds.bundles, broker, settings, sends)
         place.path.write_text(text)
         broker.admin().create(
-            [*app.input_topics(settings, [STREAM], load.PARTITIONS), *app.output_topics(settings)]
+            [*app.input_topics(settings, [STREAM], partitions), *app.output_topics(settings)]
         )
         control = Control(settings, broker, "the kill suite")
         control.apply(STREAM, "to begin with")
-        control.promote(STREAM, bundles[0], "to begin with")
-        producer, sends = broker.producer(), load.sends(place.topic)
-        while batch := list(islice(sends, load.STORED * load.PARTITIONS)):
-            producer.send(batch)
-            producer.flush()
-            place.records += len(batch)
+        control.promote(STREAM, grounds.bundles[0], "to begin with")
+        if fed:
+            place.feed()
         yield place
 
 
@@ -138,7 +174,9 @@ class Worker:
 
     def wait_until_stopped(self) -> None:
         """Return once the process, which has reached its point, is stopped; raises where it ended instead."""
-        found = os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        found = None
+        with suppress(ChildProcessError):  # it is gone already
+            found = os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         if found is None or found.si_code != os.CLD_STOPPED:
             raise AssertionError(f"{self.orders}: the worker ended before it came to the point")
 
@@ -162,6 +200,12 @@ class Run:
         reread: by how many records the states that were claimed lay behind the committed positions.
         notices: sentences of the workers.
         commits: by each worker, that moved the position.
+        struck_s: when the last blow came.
+        recovery_s: from it to the next newly settled batch.
+        latest: what the last commit that was told of said, which may lie below a position.
+        claims: how many partitions each worker has claimed.
+        worked_s: when a batch of each partition went through a worker last; steady workers tell.
+        pause_s: the longest time in which none of a partition did.
     """
 
     place: Place
@@ -171,8 +215,15 @@ class Run:
     reread: list[int] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     commits: dict[int, int] = field(default_factory=dict)
+    struck_s: float = 0.0
+    recovery_s: float = math.nan
+    latest: dict[int, int] = field(default_factory=dict)
+    claims: dict[int, int] = field(default_factory=dict)
+    worked_s: dict[int, float] = field(default_factory=dict)
+    pause_s: float = 0.0
     workers: list[Worker] = field(default_factory=list)
     said: queue.Queue[tuple[Worker, Said | None]] = field(default_factory=queue.Queue)
+    until: float = field(default_factory=lambda: time.monotonic() + LONGEST_S)
 
     @property
     def position(self) -> int:
@@ -185,8 +236,14 @@ class Run:
         return worker
 
     def follow(self, until: Callable[[], bool]) -> None:
-        """Take in what workers say, and decide what is due, until something holds."""
+        """Take in what workers say, and decide what is due, until something holds.
+
+        Raises:
+            AssertionError: nobody says anything any more, or it has been going on for too long.
+        """
         while not until():
+            if time.monotonic() > self.until:
+                raise AssertionError(f"there is no end to it after {LONGEST_S:g} s\n{self._hanging()}")
             try:
                 worker, word = self.said.get(timeout=DEADLINE_S)
             except queue.Empty:
@@ -207,22 +264,48 @@ class Run:
                 worker.ended = True
             case Reached():
                 worker.reached = True
-            case Committed(positions):
-                before = self.position
-                for partition, offset in positions.items():
-                    self.positions[partition] = max(offset, self.positions.get(partition, 0))
-                if self.position > before:
-                    self.commits[worker.process.pid] = self.commits.get(worker.process.pid, 0) + 1
-                due = (self.place.decided + 1) * self.place.records // (load.CHANGES + 1)
-                if self.deciding and self.place.decided < load.CHANGES and self.position >= due:
-                    self.place.decide()
+            case Committed():
+                self._settle(worker, word)
             case Claimed(partition, offset):
+                self.claims[worker.process.pid] = self.claims.get(worker.process.pid, 0) + 1
                 committed = self.place.committed().get(partition, 0)
                 self.reread.append(committed - (offset or 0))
                 if offset is not None and offset > committed:
                     self.wrong.append(f"partition {partition}: state at {offset}, committed is {committed}")
+            case Worked(partition, at_s):
+                last_s = self.worked_s.get(partition, at_s)
+                self.pause_s = max(self.pause_s, at_s - last_s)
+                self.worked_s[partition] = max(at_s, last_s)
             case Noticed(text):
                 self.notices.append(text)
+
+    def _settle(self, worker: Worker, word: Committed) -> None:
+        """The position moves, and at some positions something is decided."""
+        before, pid = self.position, worker.process.pid
+        self.latest.update(word.positions)
+        for partition, offset in word.positions.items():
+            self.positions[partition] = max(offset, self.positions.get(partition, 0))
+        if self.position > before:
+            self.commits[pid] = self.commits.get(pid, 0) + 1
+            if math.isnan(self.recovery_s) and word.at_s > self.struck_s:
+                self.recovery_s = word.at_s - self.struck_s
+        due = (self.place.decided + 1) * self.place.records // (load.CHANGES + 1)
+        if self.deciding and self.place.decided < load.CHANGES and self.position >= due:
+            with suppress(BusDown):  # it is decided once the bus answers
+                self.place.decide()
+
+    def strike(self) -> None:
+        """Here comes the next blow."""
+        self.struck_s, self.recovery_s = time.monotonic(), math.nan
+
+    def end(self, *workers: Worker) -> None:
+        """Tell steady workers to end, which they do in order; one that has only just begun is simply gone."""
+        for worker in workers:
+            worker.process.terminate()
+        self.follow(lambda: all(worker.ended for worker in workers))
+        codes = [worker.process.returncode for worker in workers]
+        if not {*codes} <= {0, -signal.SIGTERM}:
+            raise AssertionError(f"exits {codes}\n{self.told()}")
 
     def told(self) -> str:
         """What workers had to tell people, the end of it."""
@@ -242,6 +325,19 @@ def running(place: Place, *, deciding: bool = True) -> Iterator[Run]:
         yield run
     finally:
         run.close()
+
+
+def supervised(run: Run, orders: Orders, worker: Worker) -> None:
+    """See a worker to its end; where the bus ends it, another takes its slot, as its supervisor sees to."""
+    while True:
+        run.follow(lambda worker=worker: worker.ended)
+        code = worker.process.returncode
+        if code == 0:
+            return
+        if code not in (HUNG_EXIT_CODE, BusDown.exit_code):
+            raise AssertionError(f"{orders}: exit {code}\n{run.told()}")
+        run.notices.append(f"the worker ended with exit code {code}, and starts again")
+        worker = run.start(orders)
 
 
 def cut_short(run: Run, cuts: list[Orders]) -> list[float]:

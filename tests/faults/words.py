@@ -31,6 +31,8 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         after: commits with records of its own that come before.
         stop: whether it is stopped there (SIGSTOP) and not killed.
         naive: whether it works as one would without transactions and silent reading.
+        steady: whether it works under the real clock until it is told to end (SIGTERM), and tells of every
+            batch.
     """
 
     config: str
@@ -39,12 +41,14 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     after: int = 0
     stop: bool = False
     naive: bool = False
+    steady: bool = False
 
 
 class Committed(msgspec.Struct, frozen=True, tag="committed"):
-    """The group's next offsets by partition, as this worker has committed them."""
+    """The group's next offsets by partition, as this worker has committed them, and when."""
 
     positions: dict[int, int]
+    at_s: float
 
 
 class Claimed(msgspec.Struct, frozen=True, tag="claimed"):
@@ -52,6 +56,13 @@ class Claimed(msgspec.Struct, frozen=True, tag="claimed"):
 
     partition: int
     offset: int | None
+
+
+class Worked(msgspec.Struct, frozen=True, tag="worked"):
+    """A batch of a partition has gone through the worker, at ``at_s`` on the machine's monotonic clock."""
+
+    partition: int
+    at_s: float
 
 
 class Noticed(msgspec.Struct, frozen=True, tag="noticed"):
@@ -64,4 +75,4 @@ class Reached(msgspec.Struct, frozen=True, tag="reached"):
     """The point: the next thing is the signal."""
 
 
-Said = Committed | Claimed | Noticed | Reached
+Said = Committed | Claimed | Worked | Noticed | Reached

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from kafka.structs import OffsetAndMetadata
 
 from consumers import detector
 from offbeat import app
+from offbeat.cli.stopping import stopping
 from pipeline import config
 from pipeline.bus.kafka_group import KafkaBus
 from pipeline.bus.sqlite_lease import Lease
@@ -33,7 +35,7 @@ from pipeline.loop import Parts
 from pipeline.ports import Bus, Producer, PutResult, StateStore
 from pipeline.records import Claim, PackedRows, Polled, Send, Token, TopicPartition
 
-from .words import Claimed, Committed, Noticed, Orders, Point, Reached, Said
+from .words import Claimed, Committed, Noticed, Orders, Point, Reached, Said, Worked
 
 STREAM = "machines"
 MAX_RECORDS = 200
@@ -113,7 +115,7 @@ class WatchedBus:
         self.bus.commit(token, next_offsets, sends)
         trap.reach_with_outputs(Point.COMMITTED)
         positions = {partition.partition: offset for partition, offset in next_offsets.items()}
-        say(Committed(positions))
+        say(Committed(positions, time.monotonic()))
         if any(send.topic == self.journal_topic and b'"in_force"' in (send.value or b"") for send in sends):
             trap.reach(Point.CONTROL)
         if self.positions and any(offset > self.positions.get(p, offset) for p, offset in positions.items()):
@@ -274,7 +276,7 @@ class NaiveStore:
         return self.store.put(claim, base, offset, rows, whole=whole)
 
 
-def set_up(parts: Parts, trap: Trap) -> Clock:
+def set_up(parts: Parts, trap: Trap, *, steady: bool) -> Clock:
     """Put what looks on before the parts."""
     bus: Any = parts.bus
     store: Any = parts.store
@@ -287,7 +289,11 @@ def set_up(parts: Parts, trap: Trap) -> Clock:
     store._put_script = WatchedScript(store._put_script, trap)
     snapshots._files = WatchedFiles(snapshots._files, trap)
     clock = Clock(TICK_S)
-    parts.clock, parts.max_records, parts.store = clock, MAX_RECORDS, WatchedStore(store)
+    parts.max_records, parts.store = MAX_RECORDS, WatchedStore(store)
+    if steady:
+        parts.observe = lambda processed: say(Worked(processed.partition.partition, time.monotonic()))
+    else:
+        parts.clock = clock
     alerts_topic, journal_topic = parts.config.alerts_topic, parts.config.journal_topic(STREAM)
     parts.bus = WatchedBus(bus, alerts_topic, journal_topic, clock, trap)
     return clock
@@ -302,19 +308,23 @@ def make_naive(parts: Parts, producer: Producer, trap: Trap) -> None:
 
 
 def main(text: str) -> int:
-    """Work until everything is read, or until the point."""
+    """Work until everything is read, until told to end, or until the point."""
     orders = msgspec.json.decode(text, type=Orders)
     settings = config.load(Path(orders.config))
     trap = Trap(orders.point, orders.after, signal.SIGSTOP if orders.stop else signal.SIGKILL)
     try:
         with ExitStack() as opened:
+            stop = opened.enter_context(stopping())
             parts = opened.enter_context(
-                app.open_parts(settings, STREAM, orders.slot, notice=lambda text: say(Noticed(text)))
+                app.open_parts(
+                    settings, STREAM, orders.slot, notice=lambda text: say(Noticed(text)), wait=stop.wait
+                )
             )
-            clock = set_up(parts, trap)
+            clock = set_up(parts, trap, steady=orders.steady)
             if orders.naive:
                 make_naive(parts, opened.enter_context(app.open_bus(settings.bus)).producer(), trap)
-            detector.run(parts, should_stop=lambda: False, until_idle_s=IDLE_POLLS * clock.tick_s)
+            idle_s = None if orders.steady else IDLE_POLLS * clock.tick_s
+            detector.run(parts, should_stop=stop, until_idle_s=idle_s)
     except OffbeatError as error:
         say(Noticed(str(error)))
         return error.exit_code

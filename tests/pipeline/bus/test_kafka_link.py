@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from kafka.errors import KafkaError, MetadataEmptyBrokerList, UnknownBrokerIdError
 from servers import free_port, kafka_server
 
 from pipeline.bus.kafka import KafkaBroker
 from pipeline.bus.kafka_link import URL_SETTINGS, Link
+from pipeline.bus.kafka_timing import Timing
 from pipeline.errors import BusDown, ConfigError, NotFound, Refused
 from pipeline.records import Send, TopicPartition, TopicSpec
 
@@ -31,7 +33,7 @@ def test_a_url_names_servers_and_settings(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
     assert link.servers == (("one", 9093), ("two", 9092), ("::1", 9094))
-    assert link.session_timeout_ms == 6000
+    assert (link.timing.session, link.timing.heartbeat) == (6_000, 1_000)
     assert link.security == {
         "security_protocol": "SASL_SSL",
         "sasl_mechanism": "SCRAM-SHA-512",
@@ -52,6 +54,13 @@ def test_a_url_names_servers_and_settings(tmp_path: Path, monkeypatch: pytest.Mo
         ("kafka://host:port", "host:port"),
         ("kafka://host:9092,", "host:port"),
         ("kafka://host?session_timeout_ms=soon", "milliseconds"),
+        ("kafka://host?session_timeout_ms=2", "heartbeat_interval_ms=0"),
+        ("kafka://host?session_timeout_ms=6000&heartbeat_interval_ms=2001", "three of heartbeat_interval_ms"),
+        ("kafka://host?session_timeout_ms=300001", "does not poll"),
+        ("kafka://host?transaction_timeout_ms=9999", "one lost request"),
+        ("kafka://host?transaction_timeout_ms=30000", "a killed worker"),
+        ("kafka://host?static_membership=yes", "false or true"),
+        ("kafka://host?corrupt=ignore", "stop or skip"),
         ("kafka://host?security_protocol=TLS", "SASL_SSL"),
         ("kafka://host?sasl_mechanism=GSSAPI", "SCRAM-SHA-512"),
         ("kafka://host?ssl_cafile=/no/such/file", "no such file"),
@@ -65,11 +74,36 @@ def test_a_mistaken_url_is_explained(url: str, says: str) -> None:
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("timeouts", "says"),
+    [
+        ({"request": 20_001, "transaction": 25_000}, "one request"),
+        ({"block": 20_001}, "the wait for room"),
+        ({"delivery": 30_000}, "say what failed"),
+        ({"poll": 90_000}, "have no room"),
+    ],
+)
+def test_what_no_url_sets_is_checked_too(timeouts: dict[str, int], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Timing(**timeouts)
+
+
+def test_a_short_session_has_heartbeats_of_a_third() -> None:
+    assert Link.parse("kafka://host?session_timeout_ms=1500").timing.heartbeat == 500
+
+
 def test_an_unknown_setting_is_answered_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="'acks'") as error:
         KafkaBroker("kafka://host:9092?acks=1")
 
     assert all(name in str(error.value) for name in URL_SETTINGS)
+
+
+def test_the_page_on_operations_has_every_setting() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
+
+    told = page.split("| Setting | Meaning (default) |\n|---|---|\n")[1].split("\n\n")[0]
+    assert told.splitlines() == [f"| `{name}` | {meaning} |" for name, meaning in URL_SETTINGS.items()]
 
 
 def test_a_cluster_that_does_not_answer_is_named_with_the_remedy() -> None:
@@ -85,6 +119,15 @@ def test_a_cluster_that_does_not_answer_is_named_with_the_remedy() -> None:
         with pytest.raises(BusDown, match=f"{address}.*start it"):
             ask()
     broker.close()
+
+
+# When a broker has died partitions are led by nobody for a while, by node -1 to the client.
+@pytest.mark.parametrize("error", [UnknownBrokerIdError(-1), MetadataEmptyBrokerList()])
+def test_a_cluster_without_a_leader_is_waited_for(error: KafkaError) -> None:
+    link = Link.parse("kafka://host:9092")
+
+    with pytest.raises(BusDown, match="see that its brokers run"), link.talking("asking"):
+        raise error
 
 
 @pytest.mark.kafka

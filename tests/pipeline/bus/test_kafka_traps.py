@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -18,8 +19,11 @@ from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata
 
 from pipeline.bus.kafka import KafkaBroker
 from pipeline.bus.kafka_group import KafkaBus
+from pipeline.bus.kafka_link import Link, Topics
+from pipeline.bus.kafka_transactions import CLOSE_S, Watchdog
 from pipeline.errors import BusDown, BusError, NotFound, Refused
 from pipeline.journal import JournalLog
+from pipeline.ports import Admin
 from pipeline.records import Polled, Send, Token, TopicPartition
 
 pytestmark = pytest.mark.kafka
@@ -96,6 +100,19 @@ class Pending:
         self.producer.close()
 
 
+def watched_bus(bootstrap: str, topic: str, watchdog: Watchdog) -> KafkaBus:
+    """A member with a watchdog of its own."""
+    link = Link.parse(f"kafka://{bootstrap}")
+    return KafkaBus(
+        link,
+        Topics(link),
+        group=group(),
+        subscribe=[topic],
+        transactional_id=uuid.uuid4().hex,
+        watchdog=watchdog,
+    )
+
+
 def evict(bootstrap: str, name: str) -> None:
     """Throw every member out of a group, as a missed session would."""
     admin = KafkaAdminClient(bootstrap_servers=bootstrap)
@@ -147,7 +164,24 @@ def test_an_evicted_member_drops_its_batch_and_cannot_commit(log: Log, kafka_boo
     assert member.read(6).values(topic) == numbered(6)
 
 
-# T2: the token is the membership of the poll, also where another one came before the commit.
+# T2: the token is that of the poll: what the client says at the commit may be no membership at all.
+def test_an_evicted_member_that_has_not_polled_yet_cannot_commit(log: Log, kafka_bootstrap: str) -> None:
+    topic, out, name = log.topic(), log.topic(), group()
+    log.write(topic, *numbered(3))
+    member = member_of(log, name, topic)
+    member.read(3)
+    consumer = kafka_bus(member)._consumer
+    evict(kafka_bootstrap, name)
+    wait_until(lambda: consumer.group_metadata().generation_id < 0)
+
+    with pytest.raises(Refused):
+        member.commit(Send(out, None, b"late"))
+
+    assert log.contents(out) == []
+    assert log.admin.committed(name, topic) == {}
+
+
+# T2: a poll without membership gives no token.
 def test_a_token_without_membership_is_refused(log: Log) -> None:
     topic, out = log.topic(), log.topic()
     member = member_of(log, group(), topic)
@@ -200,6 +234,32 @@ def test_the_producer_of_a_failed_transaction_is_dead_before_the_next_starts(log
     assert [row.value for row in log.contents(out)] == [b"fine"]
 
 
+# T3: closing a client gives up on a thread that hangs, and such a one would go on later.
+def test_a_producer_that_hangs_is_waited_for_until_it_is_dead(log: Log) -> None:
+    topic = log.topic()
+    log.write(topic, b"x")
+    member = member_of(log, group(), topic)
+    member.read(1)
+    transactions = kafka_bus(member)._transactions
+    producer = transactions._producer
+    producer.partitions_for(topic)
+    lived_on: list[bool] = []
+
+    def close() -> None:
+        transactions.close()
+        lived_on.append(producer._sender.is_alive())
+
+    closing = threading.Thread(target=close)
+    with producer._transaction_manager._lock:  # the sender, which has a record to send, hangs in it
+        producer.begin_transaction()
+        producer.send(topic, b"y")
+        closing.start()
+        closing.join(2 * CLOSE_S + 1)  # the client gives up twice: to flush, and to end its thread
+    closing.join()
+
+    assert lived_on == [False]
+
+
 # T4: the calls that end a transaction take no time-out.
 def test_a_transaction_that_hangs_ends_the_process(kafka_bootstrap: str, log: Log, caplog) -> None:  # noqa: ANN001
     topic = log.topic()
@@ -211,8 +271,7 @@ def test_a_transaction_that_hangs_ends_the_process(kafka_bootstrap: str, log: Lo
         ended.append(code)
         bitten.set()
 
-    broker = KafkaBroker(f"kafka://{kafka_bootstrap}", transaction_deadline_s=0.2, end_process=end_process)
-    member = Follower(broker.bus(group=group(), topics=[topic], transactional_id=uuid.uuid4().hex)).read(1)
+    member = Follower(watched_bus(kafka_bootstrap, topic, Watchdog(0.2, end_process))).read(1)
     producer = kafka_bus(member)._transactions._producer
     with caplog.at_level(logging.CRITICAL), producer._transaction_manager._lock:  # the answer cannot be taken
         hung = threading.Thread(target=member.commit)
@@ -223,18 +282,17 @@ def test_a_transaction_that_hangs_ends_the_process(kafka_bootstrap: str, log: Lo
     hung.join()
     assert ended[0] == 75
     assert "hung" in caplog.text
-    broker.close()
+    kafka_bus(member).close()
 
 
 def test_a_transaction_in_time_does_not_end_the_process(kafka_bootstrap: str, log: Log) -> None:
     topic = log.topic()
     log.write(topic, b"x")
     ended: list[int] = []
-    broker = KafkaBroker(f"kafka://{kafka_bootstrap}", transaction_deadline_s=5, end_process=ended.append)
-    member = Follower(broker.bus(group=group(), topics=[topic], transactional_id=uuid.uuid4().hex)).read(1)
+    member = Follower(watched_bus(kafka_bootstrap, topic, Watchdog(5, ended.append))).read(1)
 
     member.commit()
-    broker.close()
+    kafka_bus(member).close()
 
     assert not ended
     assert not [
@@ -253,6 +311,33 @@ def test_members_join_with_very_short_polls(log: Log) -> None:
         assert time.monotonic() < deadline
         for member in members:
             member.turn(timeout_s=0.02)
+
+
+# T5: metadata that come while the first join is under way can wedge it, so they come before.
+def test_the_topics_are_known_before_the_first_poll(log: Log) -> None:
+    topic = log.topic(4)
+
+    member = member_of(log, group(), topic)
+
+    assert kafka_bus(member)._consumer._cluster.partitions_for_topic(topic) == {0, 1, 2, 3}
+
+
+# T5: a join that ends between two polls counts; the client would begin it anew, and ask all others to join.
+def test_a_join_that_ends_between_two_polls_counts(log: Log) -> None:
+    topic, name = log.topic(), group()
+    member = member_of(log, name, topic)
+    client = log.broker._topics.client  # type: ignore[attr-defined]
+    assert log.admin.committed(name, topic) == {}  # there is a coordinator
+
+    def stable() -> bool:
+        member.turn(timeout_s=0)
+        state: str = client.describe_groups([name])[name]["group_state"]
+        return state == "Stable"
+
+    wait_until(stable)
+    member.joined()
+
+    assert member.token.value.generation_id == 1  # type: ignore[attr-defined]
 
 
 def test_a_wedged_join_is_ended(log: Log) -> None:
@@ -431,18 +516,35 @@ def test_what_is_kept_across_a_missed_generation_is_announced_again(log: Log, ka
     assert member.values(topic, 0) == [b"2", b"3"]
 
 
-# A rebalance that takes nothing away costs nothing: state and position of what stays are kept.
+# A rebalance that takes nothing away costs nothing: state and position of what stays are kept. A member that
+# missed a generation, as a slow machine may make it, is told again of all that it has: that one begins anew.
 def test_partitions_that_stay_are_not_announced_again(log: Log) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not _stays_in_every_generation(log):
+        assert time.monotonic() < deadline, "a generation was missed each time"
+
+
+def _stays_in_every_generation(log: Log) -> bool:
+    """Let a second member join; False where the first one missed a generation meanwhile."""
     topic, name = log.topic(4), group()
     for partition in range(4):
         log.write(topic, *numbered(2), partition=partition)
     first = member_of(log, name, topic)
     first.joined(4).read(8)
     first.commit()
+    missed, took_part = [], kafka_bus(first)._took_part_in_all
 
+    def watched(joined: Sequence[int], membership: ConsumerGroupMetadata) -> bool:
+        missed.append(not took_part(joined, membership))
+        return not missed[-1]
+
+    kafka_bus(first)._took_part_in_all = watched  # type: ignore[method-assign]
     second = member_of(log, name, topic)
     turn_until(lambda: len(first.assigned) == len(second.assigned) == 2, first, second)
+    if any(missed):
+        return False
 
+    assert missed
     assert first.lost == 2
     assert not set(first.assigned) & set(second.assigned)
     for partition in range(4):
@@ -450,6 +552,20 @@ def test_partitions_that_stay_are_not_announced_again(log: Log) -> None:
     turn_until(lambda: sum(len(m.rows[p]) for m in (first, second) for p in m.assigned) == 12, first, second)
     assert all(first.values(*p) == numbered(4) for p in first.assigned)
     assert all(second.values(*p) == numbered(2, start=2) for p in second.assigned)
+    return True
+
+
+# T8: the listener only notes what was lost, and the next poll says so, also where it came back meanwhile.
+def test_a_partition_that_was_lost_and_given_back_is_announced_again(log: Log) -> None:
+    topic = log.topic(2)
+    member = member_of(log, group(), topic)
+    member.joined(2)
+    member.assigned.clear()
+
+    kafka_bus(member)._notes.on_partitions_revoked([KafkaPartition(topic, 0)])
+    turn_until(lambda: member.assigned, member)
+
+    assert (member.lost, list(member.assigned)) == (1, [TopicPartition(topic, 0)])
 
 
 # Retention may overtake a slow member; going on from a gap in silence would be loss in silence.
@@ -567,3 +683,56 @@ def test_other_clients_read_the_headers(log: Log, kafka_bootstrap: str) -> None:
     consumer.close()
 
     assert record.headers == [("ce_type", b"alert"), ("ce_id", b"")]
+
+
+# The client of a reader knows the partitions of a topic from its last look, up to 10 s ago.
+def test_a_reader_finds_partitions_that_were_added_since_it_looked(log: Log) -> None:
+    topic = log.topic()
+    log.write(topic, b"x")
+    assert log.reader.read(TopicPartition(topic, 0), 0, 10, 1.0).next_offset == 1
+
+    log.admin.grow(topic, 2)
+
+    assert log.reader.bounds(topic)[1].end_offset == 0
+    log.write(topic, b"y", partition=1)
+    batch = log.reader.read(TopicPartition(topic, 1), 0, 10, 5.0)
+    assert [batch.value(row) for row in range(len(batch))] == [b"y"]
+
+
+# Two workers find new partitions at the same time, and both see to the journal.
+def test_a_topic_that_another_one_makes_grow_is_as_good(log: Log) -> None:
+    topic = log.topic()
+    admins = [log.reopen().admin() for _ in range(8)]
+    together = threading.Barrier(len(admins))
+
+    def grow(admin: Admin) -> None:
+        together.wait()
+        admin.grow(topic, 3)
+
+    with ThreadPoolExecutor(len(admins)) as pool:
+        list(pool.map(grow, admins))
+
+    assert sorted(log.reader.bounds(topic)) == [0, 1, 2]
+
+
+# Static membership: who comes again within the session is no newcomer, and nobody else is asked to give.
+def test_a_static_member_that_comes_again_keeps_its_partitions(log: Log, kafka_bootstrap: str) -> None:
+    topic, name, slots = log.topic(4), group(), [uuid.uuid4().hex for _ in range(2)]
+    brokers = [KafkaBroker(f"kafka://{kafka_bootstrap}?static_membership=true") for _ in range(3)]
+    first, second = (
+        Watcher(broker.bus(group=name, topics=[topic], transactional_id=slot))
+        for broker, slot in zip(brokers, slots, strict=False)
+    )
+    turn_until(lambda: len(first.assigned) == len(second.assigned) == 2, first, second)
+    kept, lost = set(second.assigned), second.lost
+    generation = second.token.value.generation_id  # type: ignore[attr-defined]
+
+    brokers[0].close()
+    again = Watcher(brokers[2].bus(group=name, topics=[topic], transactional_id=slots[0]))
+    turn_until(lambda: len(again.assigned) == 2, again, second)
+
+    assert set(again.assigned) == set(first.assigned)
+    assert (set(second.assigned), second.lost) == (kept, lost)
+    assert second.token.value.generation_id == generation  # type: ignore[attr-defined]
+    for broker in brokers:
+        broker.close()

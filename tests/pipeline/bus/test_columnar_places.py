@@ -55,7 +55,9 @@ def first_of(disk: Disk, topic: str) -> int:
 def rolled(disk: Disk, count: int, **configs: str) -> str:
     """A topic of batches of 10 records, each in a segment of its own."""
     topic = disk.topic(segment_ms="1000", **configs)
-    producer = KafkaProducer(bootstrap_servers=disk.bootstrap, linger_ms=1_000)
+    producer = KafkaProducer(  # of batches that are empty the cleaner keeps an idempotent producer's last one
+        bootstrap_servers=disk.bootstrap, linger_ms=1_000, enable_idempotence=False
+    )
     for batch in range(count):
         for number in range(10 * batch, 10 * batch + 10):
             at_ms = 1_000_000 + 10_000 * batch

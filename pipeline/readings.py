@@ -1,8 +1,8 @@
 """Bytes to columns: the decoder that a stream's settings describe.
 
-Records are decoded one by one (a joined buffer can be fooled by crafted values) into typed structs, whose
-fields become columns at once. What cannot be read becomes a :class:`Rejected` with its reason, and the rest
-of the batch goes on.
+Plain flat events are read into columns by a compiled loop (``flat_json``). All others are decoded one by one
+(a joined buffer can be fooled by crafted values) into typed structs, whose fields become columns at once.
+What cannot be read becomes a :class:`Rejected` with its reason, and the rest of the batch goes on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.align import Columns
 from pipeline.config import Stream
+from pipeline.flat_json import Fields, Found, read
 from pipeline.partitioning import key_hash
 from pipeline.policy import TRANSFORM
 from pipeline.records import Int32s, Int64s, RecordBatch
@@ -114,6 +115,7 @@ class Decoder:
         for path in events.labels:
             root.add(path, str | int | float | bool, required=False)
         struct, at = root.build("Event")
+        self._flat = self._fields(paths)
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(struct).decode
         self._time = None if events.time.format == "record" else attrgetter(at[events.time.field])
         self._series = attrgetter(*(at[path] for path in events.series))
@@ -121,18 +123,32 @@ class Decoder:
         self._metric_of = attrgetter(at[events.metric]) if self._narrow else None
         self._values = [attrgetter(at[path]) for path in ([events.value] if self._narrow else paths)]
 
+    def _fields(self, paths: Sequence[str]) -> Fields | None:
+        """What the compiled reader looks for; None where events are not of the kind that it reads."""
+        events = self._events
+        time = None if events.time.format == "record" else events.time.field
+        names = [*paths, *([] if time is None else [time]), *events.series]
+        nested = any("." in name for name in [*names, *events.labels])
+        if self._narrow or events.time.format in {"ns", "iso"} or len(events.series) > 1 or nested:
+            return None
+        return Fields.of(paths, time, *events.series) if len(set(names)) == len(names) else None
+
     def decode(self, batch: RecordBatch, state: PartitionState) -> Readings:
         """Decode a batch and give every new series in it a slot of ``state``."""
         rejected: list[Rejected] = []
-        rows, events = self._structs(batch, rejected)
-        time_ns, bad = self._times(batch, rows, events)
-        stamped_ms = np.clip(batch.timestamp_ms[rows], _EARLIEST_S * 1_000, _LATEST_S * 1_000)
+        found = self._plain(batch)
+        rows, events = self._structs(batch, np.flatnonzero(~found.plain), rejected)
+        time_ns, bad = self._times(batch, found, rows, events)
+        values, metric = found.values, np.full(len(batch), -1, np.int32)
+        if events:
+            metric[rows] = self._metrics(events)
+            for column, value in enumerate(self._values):
+                values[rows, column] = list(map(value, events))  # a null becomes NaN
+        good = found.plain.copy()
+        good[rows] = True
+        kept = np.flatnonzero(good)
+        stamped_ms = np.clip(batch.timestamp_ms, _EARLIEST_S * 1_000, _LATEST_S * 1_000)
         limit_ns = stamped_ms * 1_000_000 + round(self._events.ahead * 1e9)
-        values = np.empty((len(events), len(self._values)))
-        for column, value in enumerate(self._values):
-            values[:, column] = list(map(value, events))  # a null becomes NaN
-        metric = self._metrics(events)
-        good = np.ones(len(events), bool)
         refusals = [
             (bad, _BAD_TIME),
             (
@@ -143,26 +159,38 @@ class Decoder:
             (self._null(values), "a feature is null or missing, and `missing` is `reject`"),
         ]
         for wrong, reason in refusals:
-            rejected.extend(Rejected(int(rows[i]), reason) for i in np.flatnonzero(good & wrong))
+            rejected.extend(Rejected(row, reason) for row in np.flatnonzero(good & wrong).tolist())
             good &= ~wrong
-        slot = self._slots(batch, rows, events, good, state=state, rejected=rejected)
+        slot = self._slots(batch, found, rows, events, good, state=state, rejected=rejected)
         rejected.sort(key=lambda one: one.row)
-        return Readings(Columns(slot, metric, time_ns, limit_ns, batch.offset[rows], values), rejected)
+        columns = Columns(slot, metric, time_ns, limit_ns, batch.offset, values)
+        if len(kept) < len(batch):
+            columns = Columns._make(column[kept] for column in columns)
+        return Readings(columns, rejected)
 
-    def _structs(self, batch: RecordBatch, rejected: list[Rejected]) -> tuple[NDArray[np.intp], list[Any]]:
-        """The events that are JSON of the right shape, and their rows in the batch."""
+    def _plain(self, batch: RecordBatch) -> Found:
+        """What can be read without the library, which is nothing where the stream's events are not flat."""
+        found = Found.room(len(batch), len(self._values))
+        if self._flat is not None:
+            text, most_bytes = np.frombuffer(batch.buffer, np.uint8), self._events.max_bytes
+            read(text, batch.value_start, batch.value_length, most_bytes, self._flat, found)
+        return found
+
+    def _structs(
+        self, batch: RecordBatch, chosen: NDArray[np.intp], rejected: list[Rejected]
+    ) -> tuple[NDArray[np.intp], list[Any]]:
+        """The events among the ``chosen`` records that are JSON of the right shape, and their rows."""
         buffer, decode = batch.buffer, self._decode
-        start = batch.value_start
-        end = start + batch.value_length
-        fits = (batch.value_length >= 0) & (batch.value_length <= self._events.max_bytes)
-        if fits.all():
+        length = batch.value_length[chosen]
+        start = batch.value_start[chosen]
+        if ((length >= 0) & (length <= self._events.max_bytes)).all():
             try:
-                events = [decode(buffer[a:b]) for a, b in zip(start.tolist(), end.tolist(), strict=True)]
-                return np.arange(len(batch)), events
+                ends = (start + length).tolist()
+                return chosen, [decode(buffer[a:b]) for a, b in zip(start.tolist(), ends, strict=True)]
             except (ValueError, RecursionError):
                 pass
         rows, events = [], []
-        for row in range(len(batch)):
+        for row in chosen.tolist():
             value = batch.value(row)
             if value is None:
                 rejected.append(Rejected(row, "it has no value"))
@@ -186,24 +214,29 @@ class Decoder:
         return f"{kind}: {error}"
 
     def _times(
-        self, batch: RecordBatch, rows: NDArray[np.intp], events: list[Any]
+        self, batch: RecordBatch, found: Found, rows: NDArray[np.intp], events: list[Any]
     ) -> tuple[Int64s, NDArray[np.bool_]]:
         """int64[n] nanoseconds, and which of them do not fit."""
-        form = self._events.time.format
         if self._time is None:
-            stamped_ms = batch.timestamp_ms[rows]
+            stamped_ms = batch.timestamp_ms
             bad = (stamped_ms < _EARLIEST_S * 1_000) | (stamped_ms >= _LATEST_S * 1_000)
             return np.where(bad, 0, stamped_ms) * 1_000_000, bad
+        time_ns, bad = self._from_doubles(found.time)
+        if not events:
+            return time_ns, bad
+        form, times = self._events.time.format, list(map(self._time, events))
         if form == "ns":
-            times = list(map(self._time, events))
-            bad = np.array([not _EARLIEST_S * 10**9 <= time < _LATEST_S * 10**9 for time in times], bool)
-            return np.array([0 if b else t for t, b in zip(times, bad, strict=True)], np.int64), bad
-        if form == "iso":
-            seconds = np.array([_epoch(self._time(event)) for event in events], np.float64)
+            wrong = np.array([not _EARLIEST_S * 10**9 <= time < _LATEST_S * 10**9 for time in times], bool)
+            time_ns[rows] = [0 if w else t for t, w in zip(times, wrong, strict=True)]
+            bad[rows] = wrong
         else:
-            seconds = np.array(list(map(self._time, events)), np.float64)
-            seconds = seconds / 1e3 if form == "ms" else seconds
-        bad = (seconds < _EARLIEST_S) | (seconds >= _LATEST_S)
+            doubles = np.array(list(map(_epoch, times)) if form == "iso" else times, np.float64)
+            time_ns[rows], bad[rows] = self._from_doubles(doubles)
+        return time_ns, bad
+
+    def _from_doubles(self, times: NDArray[np.float64]) -> tuple[Int64s, NDArray[np.bool_]]:
+        seconds = times / 1e3 if self._events.time.format == "ms" else times
+        bad = ~((seconds >= _EARLIEST_S) & (seconds < _LATEST_S))
         # A double holds the present time to a quarter of a microsecond.
         micros = np.rint(np.where(bad, 0.0, seconds) * 1e6).astype(np.int64)
         return micros * 1_000, bad
@@ -224,6 +257,7 @@ class Decoder:
     def _slots(
         self,
         batch: RecordBatch,
+        found: Found,
         rows: NDArray[np.intp],
         events: list[Any],
         good: NDArray[np.bool_],
@@ -231,26 +265,49 @@ class Decoder:
         state: PartitionState,
         rejected: list[Rejected],
     ) -> Int32s:
-        """int32[n]: the slot of each event's series, -1 for those refused."""
-        keys: list[Hashable] = list(map(self._series, events))
-        found = list(map(state.index.get, keys))
-        if None in found:
-            fresh: dict[Hashable, int] = {}
-            for row, key, slot, ok in zip(rows.tolist(), keys, found, good, strict=True):
-                if slot is None and ok:
-                    fresh.setdefault(key, row)
-            names, refused = self._names(list(fresh))
-            taken = [key for key in fresh if key not in refused]
-            hashes = [key_hash(batch.key(fresh[key])) for key in taken]
-            state.add(taken, names, hashes, batch.partition.partition)
-            for i, key in enumerate(keys):
-                if good[i] and key in refused:
-                    rejected.append(Rejected(int(rows[i]), refused[key]))
-                    good[i] = False
-            found = [state.index.get(key, -1) for key in keys]
-        slots = np.array(found, np.int32)
+        """int32[n]: the slot of each record's series, -1 for those refused."""
+        slots = state.keys.find(np.frombuffer(batch.buffer, np.uint8), found.key, found.key_length)
+        unknown = np.flatnonzero(found.plain & good & (slots < 0))
+        if len(unknown) or events:
+            start = found.key[unknown]
+            end = start + found.key_length[unknown]
+            keys = [batch.buffer[a:b] for a, b in zip(start.tolist(), end.tolist(), strict=True)]
+            named: list[tuple[int, Hashable]] = [
+                *zip(unknown.tolist(), (key.decode() for key in keys), strict=True),
+                *zip(rows.tolist(), map(self._series, events), strict=True),
+            ]
+            named.sort(key=itemgetter(0))
+            self._begin(batch, named, good, state=state, rejected=rejected)
+            for row, key in named:
+                slots[row] = state.index.get(key, -1)
+            state.keys.add(
+                {key: slot for key, slot in zip(keys, slots[unknown].tolist(), strict=True) if slot >= 0}
+            )
         slots[~good] = -1
         return slots
+
+    def _begin(
+        self,
+        batch: RecordBatch,
+        named: Sequence[tuple[int, Hashable]],
+        good: NDArray[np.bool_],
+        *,
+        state: PartitionState,
+        rejected: list[Rejected],
+    ) -> None:
+        """Give slots to the series of rows that are not known yet, or refuse them for their names."""
+        fresh: dict[Hashable, int] = {}
+        for row, key in named:
+            if good[row] and key not in state.index:
+                fresh.setdefault(key, row)
+        names, refused = self._names(list(fresh))
+        taken = [key for key in fresh if key not in refused]
+        hashes = [key_hash(batch.key(fresh[key])) for key in taken]
+        state.add(taken, names, hashes, batch.partition.partition)
+        for row, key in named if refused else ():
+            if good[row] and key in refused:
+                rejected.append(Rejected(row, refused[key]))
+                good[row] = False
 
     def _names(self, keys: Sequence[Hashable]) -> tuple[list[str], dict[Hashable, str]]:
         """The series key of each, and those refused with their reasons."""

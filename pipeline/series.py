@@ -20,6 +20,7 @@ from pipeline.accounting import Bin, Counters
 from pipeline.config import Stream
 from pipeline.episodes import clear
 from pipeline.journal import InForce
+from pipeline.keys import KeyTable
 from pipeline.partitioning import UNKEYED
 from pipeline.policy import ALWAYS, NEVER
 from pipeline.ports import Float32s, Float64s, Scorer
@@ -208,6 +209,7 @@ class PartitionState:
         names: the series key of each slot, None where the slot is free.
         labels: the labels of each slot, from the record that began its series.
         index: slot by whatever an event names its series with.
+        keys: the same, as far as it was asked for, by the bytes of a plain key.
         dirty: bool[capacity], changed since the last checkpoint.
         model, calibration: see :class:`pipeline.ports.Calibrated`, by slot.
         clock_ns: the partition clock.
@@ -223,6 +225,7 @@ class PartitionState:
     names: list[str | None] = field(default_factory=list)
     labels: list[tuple[str, ...]] = field(default_factory=list)
     index: dict[Hashable, int] = field(default_factory=dict)
+    keys: KeyTable = field(default_factory=KeyTable)
     free: list[int] = field(default_factory=list)
     dirty: NDArray[np.bool_] = field(init=False)
     model: Int32s = field(init=False)
@@ -344,6 +347,7 @@ class PartitionState:
             self.calibration[slot] = 0.0
             self.free.append(slot)
         self.index = {key: slot for key, slot in self.index.items() if slot not in gone}
+        self.keys.clear()
 
     def _stored_name(self, slot: int) -> bytes:
         return _SEPARATOR.join((self.names[slot] or "", *self.labels[slot])).encode()

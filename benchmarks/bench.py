@@ -24,12 +24,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import latency  # noqa: E402 - the path comes first
 import memory  # noqa: E402
+import page  # noqa: E402
 import path  # noqa: E402
 import sweeps  # noqa: E402
 import takeover  # noqa: E402
 import torch  # noqa: E402
 from place import FULL, QUICK, SMALLEST, Place  # noqa: E402
-from report import print_verdicts, write_page  # noqa: E402
+from report import print_verdicts  # noqa: E402
 from servers import NO_KAFKA, kafka_broker  # noqa: E402
 
 PARTS = {
@@ -73,7 +74,7 @@ def main() -> int:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.write_text(json.dumps(report, indent=2) + "\n")
     if options.page:
-        write_page(report, options.page)
+        page.write_page(report, options.output, options.page, place.say)
         print(f"written: {options.page}")
     print(f"written: {options.output}\n")
     return 0 if print_verdicts(report) else 1

@@ -1,4 +1,4 @@
-"""What the figures say: the verdict against the design, and docs/performance.md with its picture."""
+"""What the figures say of themselves: the verdict against what the design holds them to."""
 
 from __future__ import annotations
 
@@ -92,7 +92,3 @@ def _number(value: float | None, unit: str) -> str:
         return ""
     digits = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return f"{digits} {unit}".rstrip()
-
-
-def write_page(report: dict[str, Any], page: Any) -> None:
-    raise NotImplementedError

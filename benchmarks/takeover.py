@@ -43,7 +43,7 @@ def run(place: Place) -> dict[str, Any]:
 
 def _measured(place: Place, topic: str, take: Callable[[Place, Config, Callable[[], int]], float]) -> float:
     config = place.make(topic)
-    with open_bus(config.bus) as broker:
+    with open_state(config), open_bus(config.bus) as broker:  # a state server that outlives the worker
         promote(config, SCOPE)
         command = [HERE / "paced.py", place.servers, place.topic(topic), str(RATE), "0", str(LONG_S)]
         producer = Process.start(place, topic, command)

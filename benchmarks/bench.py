@@ -74,24 +74,37 @@ def main() -> int:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.write_text(json.dumps(report, indent=2) + "\n")
     if options.page:
-        page.write_page(report, options.output, options.page, place.say)
+        page.write_page(report, options.output, options.page, place)
         print(f"written: {options.page}")
     print(f"written: {options.output}\n")
     return 0 if print_verdicts(report) else 1
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--only", action="append", choices=PARTS, help="measure this part alone; what the file has of others stays"
+        "--only",
+        action="append",
+        choices=PARTS,
+        help="measure this part alone; what the file has of others stays",
     )
     form = parser.add_mutually_exclusive_group()
     form.set_defaults(form="full")
     form.add_argument(
-        "--quick", dest="form", action="store_const", const="quick", help="everything with less, in some three minutes"
+        "--quick",
+        dest="form",
+        action="store_const",
+        const="quick",
+        help="everything with less, in some three minutes",
     )
     form.add_argument(
-        "--smallest", dest="form", action="store_const", const="smallest", help="to see that all of it runs: figures mean little"
+        "--smallest",
+        dest="form",
+        action="store_const",
+        const="smallest",
+        help="to see that all of it runs: figures mean little",
     )
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench.json")
     parser.add_argument("--page", type=Path, help="write the page and its picture here; make bench does")

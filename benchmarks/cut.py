@@ -1,4 +1,4 @@
-"""``offbeat`` as it is, but that after SIGUSR1 it kills itself where its next transaction would be committed."""
+"""``offbeat`` as it is, but after SIGUSR1 it kills itself where its next transaction would be committed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From produce to committed alert, at several rates, on Kafka without a grid.
 
-A worker (``offbeat detect``), a producer and a subscriber of the alerts, each a process of its own. An alert's
-latency is the time at which the subscriber, who reads committed records only, has it, less the time at which
+A worker (``offbeat detect``), a producer and a subscriber of the alerts, each a process. An alert's latency
+is the time at which the subscriber, who reads committed records only, has it, less the time at which
 ``produce`` was called for the row that fired it.
 """
 

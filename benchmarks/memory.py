@@ -44,7 +44,10 @@ def run(place: Place) -> dict[str, Any]:
     for series, found in measured.items():
         if series == first:
             continue
-        for key, what in (("worker_bytes_per_series", "worker_bytes"), ("redis_bytes_per_series", "redis_bytes")):
+        for key, what in (
+            ("worker_bytes_per_series", "worker_bytes"),
+            ("redis_bytes_per_series", "redis_bytes"),
+        ):
             more = (found[what] - measured[first][what]) / (series - first)
             report[key][str(series)] = more - window
     for key, values in report.items():
@@ -67,9 +70,11 @@ def _with(place: Place, series: int) -> dict[str, Any]:
         try:
             wait_until(lambda: worker.status.get("doing") == "live", "the worker to start", [worker])
             began = time.perf_counter()
-            filling = threading.Thread(target=place.write, args=(topic, readings))
+            filling = threading.Thread(target=place.write, args=(topic, readings), daemon=True)
             filling.start()
-            wait_until(lambda: read() >= readings.records, "the worker to read all of it", [worker], patience_s=900)
+            wait_until(
+                lambda: read() >= readings.records, "the worker to read all of it", [worker], patience_s=900
+            )
             filling.join()
             found["end_to_end_s"] = time.perf_counter() - began
             found["records_per_s"] = readings.records / found["end_to_end_s"]

@@ -39,14 +39,15 @@ def main() -> None:
     tell("history")
     sys.stdin.readline()  # until whoever started us is ready
     for phase, seconds in (("quiet", quiet_s), ("spiky", spiky_s)):
-        send(producer, topic, readings, phase, rate, seconds)
+        send(producer, topic, readings, phase, total=round(rate * seconds), rate=rate)
     producer.flush()
 
 
-def send(producer: Producer, topic: str, readings: LiveReadings, phase: str, rate: float, seconds: float) -> None:
+def send(
+    producer: Producer, topic: str, readings: LiveReadings, phase: str, *, total: int, rate: float
+) -> None:
     """One phase."""
     began_s, began, spikes, sent, behind_s = time.time(), time.perf_counter(), 0, 0, 0.0
-    total = round(rate * seconds)
     while sent < total:
         passed_s = time.perf_counter() - began
         due = min(int(passed_s * rate), total)

@@ -1,20 +1,21 @@
-"""docs/performance.md: the figures between two marks, and their picture; the words round them stay as they are."""
+"""docs/performance.md: the figures between two marks, and their picture; the words round them stay."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from environments import ROOT, NotThere, python_of
+from place import Place
 from report import verdicts
 
 BEGIN, END = "<!-- written by make bench -->", "<!-- until here -->"
 DRAW = ROOT / "benchmarks" / "picture"
 
 
-def write_page(report: dict[str, Any], figures: Path, page: Path, say: Callable[[str], object]) -> None:
+def write_page(report: dict[str, Any], figures: Path, page: Path, place: Place) -> None:
     """Put the figures of a report into the page, and draw its picture beside it.
 
     Raises:
@@ -26,24 +27,35 @@ def write_page(report: dict[str, Any], figures: Path, page: Path, say: Callable[
         raise ValueError(f"{page} has no place for figures: write {BEGIN} and {END} into it")
     picture = page.with_suffix(".svg")
     try:
-        python = python_of("picture", DRAW / "requirements.txt", say)
+        python = python_of(
+            "picture", DRAW / "requirements.txt", place.say, make=place.sizes.makes_environments
+        )
         subprocess.run([python, DRAW / "draw.py", figures, picture], check=True)
     except NotThere as error:
-        say(f"the picture stays as it was: {error}")
+        place.say(f"the picture stays as it was: {error}")
     page.write_text(f"{before}{BEGIN}\n\n{_figures(report, picture.name)}\n{END}{after}")
 
 
 def _figures(report: dict[str, Any], picture: str) -> str:
     machine = report["machine"]
+    measured = (
+        f"Measured on {machine['cores']} cores ({machine['architecture']}), Python {machine['python']}, "
+        f"torch {machine['torch']} with {machine['torch_threads']} thread; the load before was "
+        f"{machine['load_before'][0]:.1f}. Medians; in brackets the lowest and the highest of the rounds."
+    )
     lines = [
-        f"Measured on {machine['cores']} cores ({machine['architecture']}), Python {machine['python']}, torch "
-        f"{machine['torch']} with {machine['torch_threads']} thread; the load before was "
-        f"{machine['load_before'][0]:.1f}. Medians; in brackets the lowest and the highest of the rounds.",
+        measured,
         f"![Rates, CPU and latency as in the tables below]({picture})",
         "## Held",
         _table(("What", "Hold", "Aim", "Measured", "So it is"), verdicts(report)),
     ]
-    for part, write in (("path", _path), ("rates", _rates), ("latency", _latency), ("memory", _memory), ("takeover_s", _takeover)):
+    for part, write in (
+        ("path", _path),
+        ("rates", _rates),
+        ("latency", _latency),
+        ("memory", _memory),
+        ("takeover_s", _takeover),
+    ):
         if part in report:
             lines += write(report)
     return "\n\n".join(lines) + "\n"
@@ -52,7 +64,13 @@ def _figures(report: dict[str, Any], picture: str) -> str:
 def _path(report: dict[str, Any]) -> list[str]:
     path = report["path"]
     rows = [
-        (bus, stage["stage"].rpartition(", ")[2], stage["models"], *_rate(stage), _brief(stage["ratio_to_consume"]))
+        (
+            bus,
+            stage["stage"].rpartition(", ")[2],
+            stage["models"],
+            *_rate(stage),
+            _brief(stage["ratio_to_consume"]),
+        )
         for bus, stages in path["buses"].items()
         for stage in stages
     ]
@@ -90,7 +108,17 @@ def _latency(report: dict[str, Any]) -> list[str]:
         for scope, rates in report["latency"].items()
         for rate, row in rates.items()
     ]
-    headers = ("Records/s", "Models", "p50 ms", "p99 ms", "p99.9 ms", "Slowest", "Alerts", "Core, 1 alert/s", "Core, 50 alerts/s")
+    headers = (
+        "Records/s",
+        "Models",
+        "p50 ms",
+        "p99 ms",
+        "p99.9 ms",
+        "Slowest",
+        "Alerts",
+        "Core, 1 alert/s",
+        "Core, 50 alerts/s",
+    )
     return ["## From produce to committed alert", _table(headers, rows)]
 
 

@@ -41,7 +41,9 @@ def run(place: Place) -> dict[str, Any]:
     engines, left_out = _engines(place)
     rounds: list[Round] = []
     for number in range(place.sizes.rounds):
-        place.say(f"round {number + 1} of {place.sizes.rounds}: every stage on both buses, {', '.join(engines)}")
+        place.say(
+            f"round {number + 1} of {place.sizes.rounds}: every stage on both buses, {', '.join(engines)}"
+        )
         taken: Round = {}
         for name, (bus, readings) in buses.items():
             for label, scope, stage in PASSES:
@@ -84,7 +86,9 @@ def _engines(place: Place) -> tuple[dict[str, Path], dict[str, dict[str, str]]]:
     engines, left_out = {RAW: Path(sys.executable)}, {}
     for name in ENGINES:
         try:
-            engines[name] = python_of(name, OTHERS / f"{name}.txt", place.say)
+            engines[name] = python_of(
+                name, OTHERS / f"{name}.txt", place.say, make=place.sizes.makes_environments
+            )
         except NotThere as error:
             left_out[name] = {"skipped": str(error)}
             place.say(f"{name} is left out: {error}")

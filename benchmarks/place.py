@@ -41,6 +41,7 @@ class Sizes:
         rates: records a second of the latency; quiet_s and spiky_s are how long, at each.
         memory_series: at least two; a million in full.
         takeovers: of each kind.
+        makes_environments: for other engines and the picture, where they are not made yet.
     """
 
     rounds: int
@@ -59,6 +60,7 @@ class Sizes:
     spiky_s: float
     memory_series: tuple[int, ...]
     takeovers: int
+    makes_environments: bool = True
 
 
 FULL = Sizes(
@@ -114,6 +116,7 @@ SMALLEST = Sizes(
     spiky_s=2,
     memory_series=(1_000, 3_000),
     takeovers=1,
+    makes_environments=False,
 )
 
 

@@ -49,13 +49,53 @@ HOLDS = [
         for scope in ("shared", "stacked")
     ),
     Hold(
-        "killed worker, restarted in its slot", 12.0, 8.0, "s", False, _median("takeover_s", "restarted_in_its_slot")
+        "killed worker, restarted in its slot",
+        12.0,
+        8.0,
+        "s",
+        False,
+        _median("takeover_s", "restarted_in_its_slot"),
     ),
-    Hold("killed worker, another takes over", 12.0, 8.0, "s", False, _median("takeover_s", "taken_over_by_another")),
-    Hold("killed mid-transaction, another takes over", 22.0, 8.0, "s", False, _median("takeover_s", "killed_mid_transaction")),
-    Hold("worker, a series besides its window", None, 1_024.0, "B", False, _value("worker_bytes_per_series", "shared")),
-    Hold("Redis, a series besides its window", None, 400.0, "B", False, _value("redis_bytes_per_series", "shared")),
-    Hold("one series filling batches, times the even case", 2.0, None, "x", False, lambda report: report["skew_ratio"]["median"]),
+    Hold(
+        "killed worker, another takes over",
+        12.0,
+        8.0,
+        "s",
+        False,
+        _median("takeover_s", "taken_over_by_another"),
+    ),
+    Hold(
+        "killed mid-transaction, another takes over",
+        22.0,
+        8.0,
+        "s",
+        False,
+        _median("takeover_s", "killed_mid_transaction"),
+    ),
+    Hold(
+        "worker, a series besides its window",
+        None,
+        1_024.0,
+        "B",
+        False,
+        _value("worker_bytes_per_series", "shared"),
+    ),
+    Hold(
+        "Redis, a series besides its window",
+        None,
+        400.0,
+        "B",
+        False,
+        _value("redis_bytes_per_series", "shared"),
+    ),
+    Hold(
+        "one series filling batches, times the even case",
+        2.0,
+        None,
+        "x",
+        False,
+        lambda report: report["skew_ratio"]["median"],
+    ),
 ]
 
 
@@ -66,14 +106,30 @@ def verdicts(report: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
         try:
             measured = each.measured(report)
         except (KeyError, TypeError):
-            rows.append((each.what, _number(each.hold, each.unit), _number(each.aim, each.unit), "", "not measured"))
+            rows.append(
+                (each.what, _number(each.hold, each.unit), _number(each.aim, each.unit), "", "not measured")
+            )
             continue
         sign = 1 if each.least else -1
         reached = each.aim is not None and sign * measured >= sign * each.aim
         held = each.hold is None or sign * measured >= sign * each.hold
-        stands = "aim reached" if reached else "NOT HELD" if not held else "held" if each.hold is not None else "aim not reached"
+        stands = (
+            "aim reached"
+            if reached
+            else "NOT HELD"
+            if not held
+            else "held"
+            if each.hold is not None
+            else "aim not reached"
+        )
         rows.append(
-            (each.what, _number(each.hold, each.unit), _number(each.aim, each.unit), _number(measured, each.unit), stands)
+            (
+                each.what,
+                _number(each.hold, each.unit),
+                _number(each.aim, each.unit),
+                _number(measured, each.unit),
+                stands,
+            )
         )
     return rows
 

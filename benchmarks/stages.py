@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from consumers.replayer import Replayer
 from offbeat.app import StreamModels, open_replay
 from offbeat.benchmark.installation import bundle_id
 from offbeat.benchmark.passes import Job, batches, consume, whole
@@ -37,13 +38,13 @@ def windows(job: Job) -> Iterator[int]:
 def detect(job: Job) -> Iterator[int]:
     """And reconstruct every window: the whole detect step."""
     settings = job.config.stream(job.stream)
-    yield from _detect(job, StreamModels(job.config, job.stream).scorer(bundle_id(job.config, job.stream), settings))
+    yield from _detect(
+        job, StreamModels(job.config, job.stream).scorer(bundle_id(job.config, job.stream), settings)
+    )
 
 
 def replay(job: Job) -> Iterator[int]:
     """What a worker has read once, judged once more."""
-    from consumers.replayer import Replayer
-
     with open_replay(job.config, job.stream) as parts:
         topic = job.config.stream(job.stream).topic
         replays, _ = Replayer(parts).prepare(topic_bounds(parts.reader, topic, None, None))

@@ -1,4 +1,4 @@
-"""The rate of the whole path against what it depends on, on Kafka; one shared model unless it says otherwise."""
+"""The rate of the whole path on Kafka against what it depends on, with one shared model."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def run(place: Place) -> dict[str, Any]:
             "records_per_s": spread([one.records_per_s for one in passes]),
             "cpu_s_per_million": spread([one.cpu_s_per_million for one in passes]),
         }
-    skew = [
-        one["skew", "even"].records_per_s / one["skew", "one series"].records_per_s for one in rounds
-    ]
+    skew = [one["skew", "even"].records_per_s / one["skew", "one series"].records_per_s for one in rounds]
     return {"rates": rates, "skew_ratio": spread(skew)}
 
 
@@ -60,9 +58,7 @@ def _points(place: Place) -> list[Point]:
     place.teach()
     place.say(f"filling topics with {even.records:,} records each")
     place.fill(BASE, even)
-    points = [
-        Point("batch", batch, _whole(place, BASE, even, max_records=batch)) for batch in sizes.batches
-    ]
+    points = [Point("batch", batch, _whole(place, BASE, even, max_records=batch)) for batch in sizes.batches]
     for series in sizes.series:
         readings = Readings.about(sizes.sweep_records, series)
         place.fill(f"series-{series}", readings)
@@ -83,7 +79,10 @@ def _points(place: Place) -> list[Point]:
     numbers = count()
     return [
         *points,
-        *(Point("workers", workers, lambda workers=workers: _worked(place, workers, next(numbers))) for workers in WORKERS),
+        *(
+            Point("workers", workers, lambda workers=workers: _worked(place, workers, next(numbers)))
+            for workers in WORKERS
+        ),
         Point("replay", "shared", lambda: _replayed(place, even)),
         Point("skew", "even", _whole(place, BASE, even)),
         Point("skew", "one series", _whole(place, "skewed", one)),
@@ -119,7 +118,9 @@ def _worked(place: Place, workers: int, number: int) -> Taken:
             wait_until(lambda: read() >= warm.records, "the workers to read the first windows", processes)
             share = WORKED_PARTITIONS // workers
             wait_until(
-                lambda: all(each.partitions == share for each in processes), "the partitions to be shared", processes
+                lambda: all(each.partitions == share for each in processes),
+                "the partitions to be shared",
+                processes,
             )
             for each in processes:
                 os.kill(each.pid, signal.SIGSTOP)
@@ -130,7 +131,9 @@ def _worked(place: Place, workers: int, number: int) -> Taken:
             for each in processes:
                 os.kill(each.pid, signal.SIGCONT)
             wait_until(lambda: read() >= end, "the workers to read the rest", processes)
-            return Taken(end - began, time.perf_counter() - wall_s, sum(each.cpu_s for each in processes) - cpu_s)
+            return Taken(
+                end - began, time.perf_counter() - wall_s, sum(each.cpu_s for each in processes) - cpu_s
+            )
         finally:
             for each in processes:
                 each.close()

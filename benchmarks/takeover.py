@@ -12,7 +12,7 @@ from typing import Any
 from place import Place, spread
 from workers import HERE, Process, committed, wait_until
 
-from offbeat.app import open_bus
+from offbeat.app import open_bus, open_state
 from offbeat.benchmark.installation import STACKED
 from offbeat.benchmark.live import CLEAN_ROWS
 from offbeat.benchmark.passes import promote

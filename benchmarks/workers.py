@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import psutil
 from place import Place, environment
+from servers import die_with_parent
 
 from offbeat.benchmark.installation import write
 from pipeline.config import Config
@@ -50,11 +51,19 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=opened,
             stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - it makes one system call and takes no lock
         )
         return cls(child, output, opened)
 
     @classmethod
-    def detect(cls, place: Place, config: Config, stream: str, slot: int, program: Sequence[str | Path] = ("-m", "offbeat")) -> Process:
+    def detect(
+        cls,
+        place: Place,
+        config: Config,
+        stream: str,
+        slot: int,
+        program: Sequence[str | Path] = ("-m", "offbeat"),
+    ) -> Process:
         """A worker of a stream."""
         path = write(config, place.folder / f"{config.namespace}.yaml")
         name = f"{config.namespace}-{slot}-{time.monotonic_ns()}"
@@ -97,7 +106,9 @@ class Process:
     def must_run(self) -> None:
         """Raise with its last words when it has ended by a fault."""
         if self.child.poll():
-            raise RuntimeError(f"a process ended with {self.child.returncode}:\n{self.output.read_text()[-2_000:]}")
+            raise RuntimeError(
+                f"a process ended with {self.child.returncode}:\n{self.output.read_text()[-2_000:]}"
+            )
 
     def tell(self, line: str) -> None:
         """Write a line to its standard input."""
@@ -143,5 +154,7 @@ def wait_until(
         for each in processes:
             each.must_run()
         if time.monotonic() > deadline:
-            raise RuntimeError(f"waited {patience_s:g} s for {what}, in vain; {[each.status for each in processes]}")
+            raise RuntimeError(
+                f"waited {patience_s:g} s for {what}, in vain; {[each.status for each in processes]}"
+            )
         time.sleep(_LOOK_S)

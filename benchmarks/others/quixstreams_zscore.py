@@ -1,6 +1,6 @@
 """The same topic through quixstreams: ``quixstreams_zscore.py SERVERS TOPIC WARM RECORDS``.
 
-The moments stand in a dictionary: its own state store, which survives a crash, takes another half of the rate.
+The moments stand in a dictionary: its own state store, which survives a crash, halves the rate.
 """
 
 import sys

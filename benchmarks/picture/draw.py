@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 
 mpl.use("svg")
-from matplotlib import pyplot  # noqa: E402 - the backend comes first
+from matplotlib import pyplot as plt
 
 INK, INK_IN_THE_DARK, GRID = "#24292f", "#e6edf3", "#8b949e"
 OURS, OTHERS = "#2f81f7", "#8b949e"
@@ -26,7 +26,8 @@ STYLE = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor"), INK
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor"),
+        INK,
     ),
 }
 AWAKE = f"""<style>@media (prefers-color-scheme: dark) {{
@@ -45,11 +46,13 @@ def engines(axes: Axes, report: dict) -> None:
     }
     for name, row in path["engines"].items():
         if "skipped" not in row:
-            bars[f"{name}, {'consuming alone' if name == 'confluent-kafka' else 'a z-score'}"] = row["records_per_s"]
+            bars[f"{name}, {'consuming alone' if name == 'confluent-kafka' else 'a z-score'}"] = row[
+                "records_per_s"
+            ]
     rates = [bar["median"] / 1e6 for bar in bars.values()]
     spread = [
-        [rate - bar["min"] / 1e6 for rate, bar in zip(rates, bars.values())],
-        [bar["max"] / 1e6 - rate for rate, bar in zip(rates, bars.values())],
+        [rate - bar["min"] / 1e6 for rate, bar in zip(rates, bars.values(), strict=True)],
+        [bar["max"] / 1e6 - rate for rate, bar in zip(rates, bars.values(), strict=True)],
     ]
     colours = [OURS if name.startswith("offbeat") else OTHERS for name in bars]
     axes.barh(list(bars), rates, color=colours, xerr=spread, ecolor=GRID)
@@ -59,16 +62,29 @@ def engines(axes: Axes, report: dict) -> None:
 def stages(axes: Axes, report: dict) -> None:
     """CPU of each stage: what it takes more than the one before it."""
     rows = {(row["stage"], row["models"]): row for row in report["path"]["buses"]["kafka"]}
-    names = ["consume", "consume, decode", "consume, decode, windows", "consume, decode, windows, score", "whole path"]
+    names = [
+        "consume",
+        "consume, decode",
+        "consume, decode, windows",
+        "consume, decode, windows, score",
+        "whole path",
+    ]
     labels = ["fetch", "decode", "windows, thresholds", "autoencoder", "commits, state"]
     shades = ["#0a3069", "#0969da", "#54aeff", "#db6d28", "#8b949e"]
     for scope in SCOPES:
         used = [
-            rows[name, scope if (name, scope) in rows else ""]["cpu_s_per_million"]["median"] for name in names
+            rows[name, scope if (name, scope) in rows else ""]["cpu_s_per_million"]["median"]
+            for name in names
         ]
         left = 0.0
-        for before, after, label, shade in zip([0.0, *used], used, labels, shades):
-            axes.barh(scope, max(after - before, 0), left=left, color=shade, label=label if scope == "shared" else None)
+        for before, after, label, shade in zip([0.0, *used[:-1]], used, labels, shades, strict=True):
+            axes.barh(
+                scope,
+                max(after - before, 0),
+                left=left,
+                color=shade,
+                label=label if scope == "shared" else None,
+            )
             left += max(after - before, 0)
     axes.set_title("CPU seconds for a million records, Kafka")
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.45, -0.12), fontsize=8)
@@ -93,7 +109,9 @@ def rates(axes: Axes, report: dict) -> None:
     for what, colour in (("series", "#2f81f7"), ("batch", "#db6d28")):
         values = report["rates"][what]
         medians = [row["records_per_s"]["median"] / 1e6 for row in values.values()]
-        axes.plot([int(value) for value in values], medians, marker="o", markersize=3, color=colour, label=what)
+        axes.plot(
+            [int(value) for value in values], medians, marker="o", markersize=3, color=colour, label=what
+        )
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.set_title("Million records a second against series, batch")
@@ -109,10 +127,10 @@ def main() -> None:
         for panel, part in ((engines, "path"), (stages, "path"), (latency, "latency"), (rates, "rates"))
         if part in report
     ]
-    with pyplot.rc_context(STYLE):
+    with plt.rc_context(STYLE):
         rows = -(-len(panels) // 2)
-        figure, grid = pyplot.subplots(rows, 2, figsize=(11, 3.2 * rows), squeeze=False, layout="constrained")
-        for axes, panel in zip(grid.flat, panels):
+        figure, grid = plt.subplots(rows, 2, figsize=(11, 3.2 * rows), squeeze=False, layout="constrained")
+        for axes, panel in zip(grid.flat, panels, strict=False):
             axes.grid(color=GRID, alpha=0.25)
             axes.set_axisbelow(True)
             panel(axes, report)

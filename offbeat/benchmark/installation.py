@@ -20,8 +20,7 @@ SCOPES = {"shared": 0, "stacked": STACKED}
 
 MOST_SERIES = 2_000_000
 _TRAINING_ROWS, _TRAINING_STEPS = 512, 50
-_SPAN_S = 10.0
-"""Event time in which each of a thousand series has one row."""
+_EVERY_S = 10.0
 _FAULTS = ("spike", "level_shift", "drift", "stuck", "noise", "lost_phase")
 """All but silence, which would change the number of records."""
 
@@ -61,13 +60,12 @@ class Readings:
     @property
     def options(self) -> SyntheticOptions:
         """What is made up; the rhythm is seen twice by training."""
-        every_s = max(_SPAN_S * self.series / STACKED, 0.001)
         return SyntheticOptions(
             series=self.series,
             features=self.features,
             rows=self.rows,
-            every_s=every_s,
-            day_s=max(every_s * _TRAINING_ROWS / 2, 1.0),
+            every_s=_EVERY_S,
+            day_s=_EVERY_S * _TRAINING_ROWS / 2,
             faults=self.series // 10 if self.rows > _TRAINING_ROWS else 0,
             kinds=_FAULTS,
             clean_rows=2 * WINDOW,

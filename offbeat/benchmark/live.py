@@ -16,6 +16,7 @@ from offbeat.benchmark.installation import Readings
 from pipeline.alerts import Alert
 from pipeline.ports import Reader
 from pipeline.records import TopicPartition
+from producers.synthetic import Synthetic
 
 _CYCLE_ROWS = 256
 """Rows until the rhythm begins again: the values are made once, and sent round and round."""
@@ -30,8 +31,6 @@ class LiveReadings:
     """Readings of ``series`` in turn, endless; some of them spikes that raise an alert."""
 
     def __init__(self, series: int) -> None:
-        from producers.synthetic import Synthetic
-
         made = Synthetic(Readings(_CYCLE_ROWS, series).options)
         self.series = series
         self._keys = [name.encode() for name in made.series]

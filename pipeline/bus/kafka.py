@@ -280,6 +280,7 @@ class KafkaAdmin:
                 except (
                     kafka_errors.CoordinatorNotAvailableError,
                     kafka_errors.CoordinatorLoadInProgressError,
+                    kafka_errors.NotCoordinatorError,
                 ):
                     if time.monotonic() > deadline:  # a new cluster makes its offsets topic first
                         raise

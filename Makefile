@@ -53,8 +53,8 @@ lint: $(READY) ## check style, format, types and the order of the floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## measure each stage and write build/bench.json
-	$(BIN)/python benchmarks/bench.py
+bench: $(READY) ## measure, write build/bench.json and docs/performance.md (25 minutes, needs a Kafka)
+	$(BIN)/python benchmarks/bench.py --page docs/performance.md
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

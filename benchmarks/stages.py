@@ -2,106 +2,68 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
-from installation import SERIES, WINDOW, bundle_id, topic
 
-from offbeat.app import StreamModels, open_bus, open_parts
-from offbeat.controls import Control, who
-from pipeline.config import Config
+from consumers.replayer import Replayer
+from offbeat.app import StreamModels, open_replay
+from offbeat.benchmark.installation import bundle_id
+from offbeat.benchmark.passes import Job, batches, consume, whole
+from offbeat.history import topic_bounds
 from pipeline.detect import Detector
-from pipeline.loop import MAX_RECORDS, POLL_S, Worker
 from pipeline.ports import Errors, Scorer, Windows
 from pipeline.readings import Decoder
-from pipeline.records import RecordBatch
 from pipeline.series import Layout, PartitionState
 from pipeline.testing import FakeScorer
 
-_QUIET_S = 60.0
-"""A bus that brings nothing for so long has failed."""
-
-Stage = Callable[[Config, str, int], Iterator[int]]
-"""Reads so many records of a stream and yields after each poll how many it has read."""
+Stage = Callable[[Job], Iterator[int]]
+"""Makes a pass, and yields after each poll how many records it has read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """What one pass took, from the first poll behind the warm-up on: seconds of the clock, and of the CPU."""
-
-    records: int
-    wall_s: float
-    cpu_s: float
-
-    @property
-    def records_per_s(self) -> float:
-        """Records in a second of the clock."""
-        return self.records / self.wall_s
-
-    @property
-    def cpu_s_per_million(self) -> float:
-        """CPU seconds of this process, all its threads, for a million records."""
-        return self.cpu_s / self.records * 1e6
-
-
-def measure(progress: Iterator[int]) -> Taken:
-    """Run a pass to its end, counted from where every series' window is full."""
-    warm = next(done for done in progress if done >= SERIES * WINDOW)
-    wall_s, cpu_s = time.perf_counter(), time.process_time()
-    done = warm
-    for read in progress:
-        done = read
-    return Taken(done - warm, time.perf_counter() - wall_s, time.process_time() - cpu_s)
-
-
-def consume(config: Config, stream: str, records: int) -> Iterator[int]:
-    """Poll columns as a member of a group."""
-    for _, done in _batches(config, stream, records):
-        yield done
-
-
-def decode(config: Config, stream: str, records: int) -> Iterator[int]:
-    """And decode the events to columns."""
-    settings = config.stream(stream)
+def decode(job: Job) -> Iterator[int]:
+    """Consume, and decode the events to columns."""
+    settings = job.config.stream(job.stream)
     decoder, state = Decoder(settings), PartitionState(Layout.of(settings))
-    for batch, done in _batches(config, stream, records):
+    for batch, done in batches(job):
         decoder.decode(batch, state)
         yield done
 
 
-def windows(config: Config, stream: str, records: int) -> Iterator[int]:
+def windows(job: Job) -> Iterator[int]:
     """And align rows, fill windows, and judge them: the detect step but for the reconstruction."""
-    yield from _detect(config, stream, records, _Unscored())
+    yield from _detect(job, _Unscored())
 
 
-def detect(config: Config, stream: str, records: int) -> Iterator[int]:
+def detect(job: Job) -> Iterator[int]:
     """And reconstruct every window: the whole detect step."""
-    scorer = StreamModels(config, stream).scorer(bundle_id(config, stream), config.stream(stream))
-    yield from _detect(config, stream, records, scorer)
+    settings = job.config.stream(job.stream)
+    yield from _detect(
+        job, StreamModels(job.config, job.stream).scorer(bundle_id(job.config, job.stream), settings)
+    )
 
 
-def whole(config: Config, stream: str, records: int) -> Iterator[int]:
-    """And commit alerts and positions, and checkpoint the state: a worker, to its orderly end."""
-    with open_bus(config.bus) as broker:
-        Control(config, broker, who("make bench")).promote(stream, bundle_id(config, stream), "measured")
-    with open_parts(config, stream, slot=0, notice=print) as parts:
-        worker = Worker(parts)
-        done, deadline = 0, time.monotonic() + _QUIET_S
-        while done < records:
-            worker.turn()
-            read = sum(worker.status().bins.values())
-            if read == done and time.monotonic() > deadline:
-                raise RuntimeError(f"the worker stands at {done} of {records} records: {worker.status()}")
-            if read > done:
-                done, deadline = read, time.monotonic() + _QUIET_S
+def replay(job: Job) -> Iterator[int]:
+    """What a worker has read once, judged once more."""
+    with open_replay(job.config, job.stream) as parts:
+        topic = job.config.stream(job.stream).topic
+        replays, _ = Replayer(parts).prepare(topic_bounds(parts.reader, topic, None, None))
+        done = 0
+        for each in replays:
+            for read in each.run():
+                done += read.records
                 yield done
-        worker.stop()
-        scored = worker.status().bins["scored"]
-        yield done
-    if scored != records - SERIES * (WINDOW - 1):
-        raise RuntimeError(f"{scored} of {records} records were scored; the others: {worker.status().bins}")
+
+
+PASSES: list[tuple[str, str, Stage]] = [
+    ("consume", "", consume),
+    ("consume, decode", "", decode),
+    ("consume, decode, windows", "", windows),
+    ("consume, decode, windows, score", "shared", detect),
+    ("consume, decode, windows, score", "stacked", detect),
+    ("whole path", "shared", whole),
+    ("whole path", "stacked", whole),
+]
 
 
 class _Unscored(FakeScorer):
@@ -112,30 +74,9 @@ class _Unscored(FakeScorer):
         return Errors(zeros, zeros)
 
 
-def _detect(config: Config, stream: str, records: int, scorer: Scorer) -> Iterator[int]:
-    detector = Detector(config.namespace, stream, config.stream(stream))
+def _detect(job: Job, scorer: Scorer) -> Iterator[int]:
+    detector = Detector(job.config.namespace, job.stream, job.config.stream(job.stream))
     state = detector.fresh("", 0)
-    for batch, done in _batches(config, stream, records):
+    for batch, done in batches(job):
         detector.step(state, batch, scorer)
         yield done
-
-
-def _batches(config: Config, stream: str, records: int) -> Iterator[tuple[RecordBatch, int]]:
-    """Batches as a worker gets them, each with the number of records read so far."""
-    done, deadline = 0, time.monotonic() + _QUIET_S
-    with open_bus(config.bus) as broker:
-        member = broker.bus(
-            group=config.group(stream),
-            topics=[topic(config.namespace)],
-            transactional_id=config.transactional_id(stream, 0),
-        )
-        while done < records:
-            polled = member.poll(MAX_RECORDS, POLL_S)
-            for assigned in polled.assigned:
-                member.seek(assigned.partition, assigned.first_offset)
-            for batch in polled.batches:
-                done += len(batch)
-                deadline = time.monotonic() + _QUIET_S
-                yield batch, done
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"the bus brought {done} of {records} records and then nothing")

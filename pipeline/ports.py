@@ -142,6 +142,14 @@ class Admin(Protocol):
         """
         ...
 
+    def delete(self, topics: Sequence[str]) -> None:
+        """Remove topics with all that they hold, and groups' positions in them.
+
+        Raises:
+            NotFound: one of them does not exist.
+        """
+        ...
+
     def committed(self, group: str, topic: str) -> Mapping[int, int]:
         """The group's next offsets by partition, without those never committed."""
         ...

@@ -51,18 +51,19 @@ def die_with_parent() -> None:
 
 
 @contextmanager
-def kafka_broker(folder: Path) -> Iterator[str | None]:
+def kafka_broker(folder: Path, **settings: str) -> Iterator[str | None]:
     """``host:port`` of a broker: KAFKA_BOOTSTRAP_SERVERS, else Docker, else a distribution in KAFKA_HOME.
 
-    None without any of them. What a started distribution writes stays under ``folder``.
+    None without any of them. What a started distribution writes stays under ``folder``. ``settings`` are
+    broker settings with underscores for dots, for a broker that is started here.
     """
     if servers := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         yield servers
     elif _docker_answers():
-        with _kafka_container() as bootstrap:
+        with _kafka_container(**settings) as bootstrap:
             yield bootstrap
     elif home := os.environ.get("KAFKA_HOME"):
-        with kafka_server(Path(home), folder) as bootstrap:
+        with kafka_server(Path(home), folder, **settings) as bootstrap:
             yield bootstrap
     else:
         yield None
@@ -83,7 +84,7 @@ def _docker_answers() -> bool:
 
 
 @contextmanager
-def _kafka_container() -> Iterator[str]:
+def _kafka_container(**settings: str) -> Iterator[str]:
     from testcontainers.kafka import KafkaContainer  # noqa: PLC0415 - only where Docker answers
 
     container = KafkaContainer(KAFKA_IMAGE).with_kraft()
@@ -91,6 +92,8 @@ def _kafka_container() -> Iterator[str]:
     container.with_env("KAFKA_TRANSACTION_STATE_LOG_MIN_ISR", "1")
     container.with_env("KAFKA_GROUP_MIN_SESSION_TIMEOUT_MS", "500")
     container.with_env("KAFKA_TRANSACTION_ABORT_TIMED_OUT_TRANSACTION_CLEANUP_INTERVAL_MS", "500")
+    for name, value in settings.items():
+        container.with_env(f"KAFKA_{name.upper()}", value)
     with container as started:
         yield started.get_bootstrap_server()
 

@@ -8,6 +8,7 @@ import typer
 
 from offbeat.cli import (
     alerts,
+    bench,
     config,
     demo,
     detect,
@@ -55,7 +56,7 @@ def _front(
     del debug, version  # the group reads the one, a callback has answered the other
 
 
-for module in (demo, produce, train, detect, run, alerts, replay, thresholds, topics, config, doctor):
+for module in (demo, produce, train, detect, run, alerts, replay, thresholds, topics, config, doctor, bench):
     module.add_to(cli)
 
 

@@ -270,6 +270,15 @@ class KafkaAdmin:
     def _partitions(self, topic: str) -> int:
         return len(self._topics.describe(topic)["partitions"])
 
+    def delete(self, topics: Sequence[str]) -> None:
+        """Remove topics; the broker forgets groups' positions in them by itself."""
+        for topic in topics:
+            self._topics.describe(topic)
+        if topics:
+            with self._link.talking("deleting topics"):
+                self._topics.client.delete_topics(list(topics))
+            self._topics.forget(topics)
+
     def committed(self, group: str, topic: str) -> Mapping[int, int]:
         """The group's next offsets by partition, without those never committed."""
         self._link.must_answer()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -259,6 +259,10 @@ class Topics:
         if "compact" in policy:
             self._compacted.add(topic)
         return bool(policy == "delete")
+
+    def forget(self, topics: Iterable[str]) -> None:
+        """They are deleted."""
+        self._known.difference_update(topics)
 
     def close(self) -> None:
         """End the connection."""

@@ -189,6 +189,15 @@ class SqliteAdmin:
                 [(topic, number) for number in range(there, partitions)],
             )
 
+    def delete(self, topics: Sequence[str]) -> None:
+        """See :meth:`pipeline.ports.Admin.delete`; the file keeps the room for what comes next."""
+        with self._session.writing() as connection:
+            for topic in topics:
+                rows = [(row,) for row in log.topic_named(connection, topic).partition_rows]
+                for table in ("positions", "batches", "partitions"):
+                    connection.executemany(f"DELETE FROM {table} WHERE partition_row = ?", rows)  # noqa: S608 - the three names above
+                connection.execute("DELETE FROM topics WHERE name = ?", (topic,))
+
     def committed(self, group: str, topic: str) -> Mapping[int, int]:
         """See :meth:`pipeline.ports.Admin.committed`; empty too where group or topic are unknown."""
         with self._session.reading() as connection:

@@ -362,6 +362,24 @@ def test_a_topic_that_grows_keeps_what_it_has_and_takes_more(log: Log) -> None:
         log.admin.grow("no-such-topic", 2)
 
 
+# What was made again is another topic, and a group begins anew in it.
+def test_a_deleted_topic_is_gone_with_its_records_and_positions(log: Log) -> None:
+    topic, kept, members = log.topic(2), log.topic(1), group()
+    log.write(topic, *numbered(3))
+    log.write(kept, b"kept")
+    member = log.member(members, topic).read(3)
+    member.bus.commit(member.token, {TopicPartition(topic, 0): 3}, [])
+    log.leave(member)
+
+    log.admin.delete([topic])
+
+    wait_until(lambda: topic not in log.admin.describe().topics)
+    wait_until(lambda: log.admin.committed(members, topic) == {})
+    assert [row.value for row in log.contents(kept)] == [b"kept"]
+    with pytest.raises(NotFound, match=topic):
+        log.admin.delete([topic])
+
+
 # A worker's journal grows with its input.
 def test_a_commit_reaches_partitions_that_were_added_after_the_last(log: Log) -> None:
     topic, journal = log.topic(1), log.topic(1)

@@ -1,0 +1,1 @@
+"""What is measured, and how: the parts that ``offbeat bench`` and ``make bench`` share."""

@@ -178,7 +178,7 @@ def _work(
         )
         if port is not None:
             _serve_metrics(opened, name, teller, port)
-        # What has been imported and opened is no garbage: to look through it held up a batch for 60 to 100 ms.
+        # What has been imported and opened is no garbage: looking through it took a batch 60 to 100 ms.
         gc.collect()
         gc.freeze()
         status = detector.run(parts, should_stop=stop, on_status=teller.on_status, until_idle_s=until_idle_s)

@@ -55,7 +55,7 @@ CHANGES = 8
 def settings_text(
     namespace: str, bus: str, folder: Path, registry: Path, policy: int, state: str | None = None
 ) -> str:
-    """The configuration of an installation under one of the policies, with an embedded server or ``state``."""
+    """The configuration of an installation under a policy; ``state`` of None is an embedded server."""
     state = state or f"embedded:///{folder}/state"
     return TEXT.format(
         namespace=namespace, bus=bus, state=state, folder=folder, registry=registry, **POLICIES[policy]

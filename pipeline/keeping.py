@@ -44,7 +44,7 @@ class Keeper:
         self._note_journal(chosen)
         for owned in chosen:
             try:
-                checkpoint(self.store, owned, now)
+                checkpoint(self.store, owned, now, self.report.notice)
                 self.report.mended(STORE)
             except StoreDown as error:
                 # Detection goes on from memory; the commit holds, the next checkpoint carries more.

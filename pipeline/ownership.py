@@ -337,8 +337,10 @@ def _whole(past: Past, first: int) -> bool:
     return all(each.rebuilt_from is None for each in past.changes)
 
 
-def checkpoint(store: StateStore, owned: Owned, now: float) -> PutResult:
-    """Write the state, whose offset must be committed; whole where a delta does not fit.
+def checkpoint(
+    store: StateStore, owned: Owned, now: float, notice: Callable[[str], None] = lambda _: None
+) -> PutResult:
+    """Write the state, whose offset must be committed; whole where a delta does not fit, which is told.
 
     Raises:
         StoreDown: not written; the state stays dirty, and the next checkpoint carries it.
@@ -361,6 +363,10 @@ def checkpoint(store: StateStore, owned: Owned, now: float) -> PutResult:
             owned.claim, whole = store.claim(owned.claim.partition), True
             continue
         elif result is PutResult.NEED_WHOLE and not whole:
+            notice(
+                f"{owned.partition}: the state server does not hold what it last confirmed (it lost data, or "
+                "an answer of it got lost); the whole state is written again"
+            )
             whole = True
             continue
         return result

@@ -161,7 +161,7 @@ class KafkaServer:
     def wait(self) -> None:
         """Return once it listens. Raises RuntimeError with the end of its log where it does not come up."""
         assert self.process is not None
-        _wait_until_it_listens(self.process, self._port, self._log)
+        _wait_until_it_listens("Kafka", self.process, self._port, self._log)
 
     def signal(self, number: signal.Signals) -> None:
         """Send its process a signal; returns once it is gone where that kills it."""
@@ -206,7 +206,55 @@ def kafka_cluster(servers: Sequence[KafkaServer]) -> Iterator[Sequence[KafkaServ
         yield servers
 
 
-def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+class ValkeyServer:
+    """A Valkey on a TCP port, which keeps its data in ``folder`` as the compose file has it.
+
+    It can be killed, stopped, and started again on its data, under the same address.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Choose its port."""
+        self._folder = folder
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """As a configuration names it."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start its process, and return once it answers."""
+        from pipeline.state.embedded import _binary  # noqa: PLC0415 - tests without a store do without it
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--appendonly", "yes", "--save", ""]
+        settings += ["--repl-diskless-sync-delay", "0"]  # its replica need not wait for others
+        with (self._folder / "valkey.log").open("ab") as out:
+            self.process = subprocess.Popen(
+                [_binary(), *settings, "--maxmemory-policy", "noeviction"],
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - it makes one system call and takes no lock
+            )
+        _wait_until_it_listens("Valkey", self.process, self.port, self._folder / "valkey.log")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send its process a signal; returns once it is gone where that kills it."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        if number is signal.SIGKILL:
+            self.process.wait()
+
+    def close(self) -> None:
+        """See that it does not run."""
+        if self.process is not None:
+            self.signal(signal.SIGKILL)
+
+
+def _wait_until_it_listens(name: str, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -214,7 +262,7 @@ def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Pat
         except OSError:
             if process.poll() is not None or time.monotonic() > deadline:
                 tail = log.read_text(errors="replace")[-2000:]
-                raise RuntimeError(f"Kafka did not come up; the end of {log}:\n{tail}") from None
+                raise RuntimeError(f"{name} did not come up; the end of {log}:\n{tail}") from None
             time.sleep(0.05)
         else:
             return

@@ -26,7 +26,7 @@ STORED = 100
 TEXT = """
 namespace: {namespace}
 bus: {bus}
-state: embedded:///{folder}/state
+state: {state}
 registry: {registry}
 snapshots: {folder}/snapshots
 streams:
@@ -52,9 +52,14 @@ CHANGES = 8
 """Decisions in the course of the load: another bundle and another policy by turns."""
 
 
-def settings_text(namespace: str, bus: str, folder: Path, registry: Path, policy: int) -> str:
-    """The configuration of an installation under one of the policies."""
-    return TEXT.format(namespace=namespace, bus=bus, folder=folder, registry=registry, **POLICIES[policy])
+def settings_text(
+    namespace: str, bus: str, folder: Path, registry: Path, policy: int, state: str | None = None
+) -> str:
+    """The configuration of an installation under a policy; ``state`` of None is an embedded server."""
+    state = state or f"embedded:///{folder}/state"
+    return TEXT.format(
+        namespace=namespace, bus=bus, state=state, folder=folder, registry=registry, **POLICIES[policy]
+    )
 
 
 def sends(topic: str, partitions: int = PARTITIONS) -> Iterator[Send]:

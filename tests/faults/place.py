@@ -30,7 +30,7 @@ from pipeline.records import Send
 
 from . import load
 from .load import STREAM
-from .words import Claimed, Committed, Noticed, Orders, Reached, Said, Worked
+from .words import Became, Claimed, Committed, Noticed, Orders, Reached, Said, Worked
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60.0
@@ -124,13 +124,21 @@ class Place:
 
 @contextmanager
 def place_at(
-    grounds: Grounds, *, partitions: int = load.PARTITIONS, fed: bool = True, query: str = QUERY
+    grounds: Grounds,
+    *,
+    partitions: int = load.PARTITIONS,
+    fed: bool = True,
+    query: str = QUERY,
+    state: str | None = None,
 ) -> Iterator[Place]:
-    """A new installation; ``fed``: with the whole load in its topic. ``query`` is of Kafka's bus URL."""
+    """A new installation; ``fed``: with the whole load in its topic. ``query`` is of Kafka's bus URL.
+
+    ``state`` is the URL of a server, None for an embedded one.
+    """
     namespace, folder = f"n{uuid.uuid4().hex[:8]}", grounds.folder
     folder.mkdir(parents=True)
     bus = f"kafka://{grounds.kafka}?{query}" if grounds.kafka else f"sqlite:///{folder}/bus.db"
-    text = load.settings_text(namespace, bus, folder, grounds.registry, 0)
+    text = load.settings_text(namespace, bus, folder, grounds.registry, 0, state)
     settings = config.parse(text)
     with closing(pipeline.bus.connect(bus)) as broker:
         sends = load.sends(settings.stream(STREAM).topic, partitions)
@@ -204,6 +212,7 @@ class Run:
         recovery_s: from it to the next newly settled batch.
         latest: what the last commit that was told of said, which may lie below a position.
         claims: how many partitions each worker has claimed.
+        doings: what each worker's status said, one after another.
         worked_s: when a batch of each partition went through a worker last; steady workers tell.
         pause_s: the longest time in which none of a partition did.
     """
@@ -219,6 +228,7 @@ class Run:
     recovery_s: float = math.nan
     latest: dict[int, int] = field(default_factory=dict)
     claims: dict[int, int] = field(default_factory=dict)
+    doings: dict[int, list[Became]] = field(default_factory=dict)
     worked_s: dict[int, float] = field(default_factory=dict)
     pause_s: float = 0.0
     workers: list[Worker] = field(default_factory=list)
@@ -276,6 +286,8 @@ class Run:
                 last_s = self.worked_s.get(partition, at_s)
                 self.pause_s = max(self.pause_s, at_s - last_s)
                 self.worked_s[partition] = max(at_s, last_s)
+            case Became():
+                self.doings.setdefault(worker.process.pid, []).append(word)
             case Noticed(text):
                 self.notices.append(text)
 

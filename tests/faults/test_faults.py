@@ -43,6 +43,10 @@ IN_SHORT = (
 """Of the faults beside the kills, those that tell most in a short time."""
 
 
+ON_A_FILE = ("the state store is killed, and a replica that is behind is promoted",)
+"""Of those that need no broker."""
+
+
 def test_the_page_says_of_every_fault_what_is_given_up() -> None:
     page = (ROOT / "docs" / "exactly-once.md").read_text(encoding="utf-8").split("| Fault |")[1]
     told = [line for line in page.splitlines()[2:] if line.startswith("| ")]
@@ -144,5 +148,15 @@ def test_what_befalls_topics_and_brokers_costs_what_is_said_and_no_more(
         pytest.skip("it needs a broker of its own: set KAFKA_HOME to a distribution")
 
     outcome = fault.suffer(Grounds(kafka_bootstrap, tmp_path / "place", *registry))
+
+    assert outcome.held, outcome.verdict
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("name", ON_A_FILE)
+def test_what_befalls_state_store_and_clock_costs_nothing(name: str, on_sqlite: Grounds) -> None:
+    [fault] = [each for each in faults() if each.name == name]
+
+    outcome = fault.suffer(on_sqlite)
 
     assert outcome.held, outcome.verdict

@@ -33,6 +33,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         naive: whether it works as one would without transactions and silent reading.
         steady: whether it works under the real clock until it is told to end (SIGTERM), and tells of every
             batch.
+        stays: whether it works on, under a clock of its own, until it is told to end.
     """
 
     config: str
@@ -42,6 +43,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     stop: bool = False
     naive: bool = False
     steady: bool = False
+    stays: bool = False
 
 
 class Committed(msgspec.Struct, frozen=True, tag="committed"):
@@ -65,6 +67,13 @@ class Worked(msgspec.Struct, frozen=True, tag="worked"):
     at_s: float
 
 
+class Became(msgspec.Struct, frozen=True, tag="became"):
+    """What the worker's status says, where that changed."""
+
+    doing: str
+    message: str
+
+
 class Noticed(msgspec.Struct, frozen=True, tag="noticed"):
     """A sentence for people."""
 
@@ -75,4 +84,4 @@ class Reached(msgspec.Struct, frozen=True, tag="reached"):
     """The point: the next thing is the signal."""
 
 
-Said = Committed | Claimed | Worked | Noticed | Reached
+Said = Committed | Claimed | Worked | Became | Noticed | Reached

@@ -34,8 +34,9 @@ from pipeline.keeping import CHECKPOINT_S
 from pipeline.loop import Parts
 from pipeline.ports import Bus, Producer, PutResult, StateStore
 from pipeline.records import Claim, PackedRows, Polled, Send, Token, TopicPartition
+from pipeline.status import Status
 
-from .words import Claimed, Committed, Noticed, Orders, Point, Reached, Said, Worked
+from .words import Became, Claimed, Committed, Noticed, Orders, Point, Reached, Said, Worked
 
 STREAM = "machines"
 MAX_RECORDS = 200
@@ -88,6 +89,19 @@ class Trap:
         """Here is ``point`` of a commit."""
         if self.outputs:
             self.reach(point)
+
+
+@dataclass
+class Doings:
+    """Tells what the worker is doing, where that changes."""
+
+    told: Became | None = None
+
+    def __call__(self, status: Status) -> None:
+        became = Became(status.doing, status.message)
+        if became != self.told:
+            self.told = became
+            say(became)
 
 
 @dataclass
@@ -323,8 +337,8 @@ def main(text: str) -> int:
             clock = set_up(parts, trap, steady=orders.steady)
             if orders.naive:
                 make_naive(parts, opened.enter_context(app.open_bus(settings.bus)).producer(), trap)
-            idle_s = None if orders.steady else IDLE_POLLS * clock.tick_s
-            detector.run(parts, should_stop=stop, until_idle_s=idle_s)
+            idle_s = None if orders.steady or orders.stays else IDLE_POLLS * clock.tick_s
+            detector.run(parts, should_stop=stop, on_status=Doings(), until_idle_s=idle_s)
     except OffbeatError as error:
         say(Noticed(str(error)))
         return error.exit_code

@@ -205,6 +205,8 @@ def test_a_store_that_lost_everything_is_given_the_whole(plant: Plant) -> None:
 
     assert running.store.puts[1:] == [(0, 3, False, NEED_WHOLE), (0, 3, True, OK)]
     assert_stored_as_read(plant)
+    (notice,) = running.notices
+    assert "the state server does not hold what it last confirmed" in notice
 
 
 def test_a_claim_in_passing_does_not_keep_the_owner_from_storing(plant: Plant) -> None:

@@ -96,7 +96,12 @@ class Alert(_Record):
     peak_score: Annotated[float | None, Field(description="highest score of the episode so far")]
     error: float | None
     threshold: float | None
-    features: Annotated[list[FeatureEvidence], Field(description="largest contribution first")]
+    features: Annotated[
+        list[FeatureEvidence],
+        Field(
+            description="largest contribution first; without windows, or empty, where the topic takes no more"
+        ),
+    ]
     bundle: Annotated[str | None, Field(description="id of the model that judged")]
     source: Source
 
@@ -124,6 +129,14 @@ class Alert(_Record):
             source=Source(topic=partition.topic, partition=partition.partition, offset=transition.offset),
             **rest,
         )
+
+    def with_less(self) -> Alert | None:
+        """The same with less evidence: without windows, then without features; None where none is left."""
+        if any(feature.window_observed for feature in self.features):
+            no_windows: dict[str, list[float]] = {"window_observed": [], "window_expected": []}
+            features = [feature.model_copy(update=no_windows) for feature in self.features]
+            return self.model_copy(update={"features": features})
+        return self.model_copy(update={"features": []}) if self.features else None
 
     def send(self, topic: str) -> Send:
         """The record to publish, with CloudEvents 1.0 attributes in its headers."""
@@ -173,7 +186,10 @@ class DeadLetter(_Record):
     timestamp_ms: int
     reason: str
     key: bytes | None = None
-    value: bytes | None = Field(None, description=f"the first {LETTER_BYTES} bytes; None for a range")
+    value: bytes | None = Field(
+        None,
+        description=f"the first {LETTER_BYTES} bytes; None for a range, or where the topic takes no more",
+    )
     value_bytes: int | None = Field(None, description="how long the value was; None for a range or a null")
 
     @classmethod
@@ -192,6 +208,12 @@ class DeadLetter(_Record):
             value=value[:LETTER_BYTES] if value is not None else None,
             value_bytes=len(value) if value is not None else None,
         )
+
+    def with_less(self) -> DeadLetter | None:
+        """The same without key and value; None where it has none."""
+        if self.key is None and self.value is None:
+            return None
+        return self.model_copy(update={"key": None, "value": None})
 
     def send(self, topic: str) -> Send:
         """The record to publish, keyed by the partition it came from."""

@@ -113,7 +113,10 @@ class Events(Section):
         tuple[FieldPath, ...],
         Field(max_length=16),
         BeforeValidator(_listed, json_schema_input_type=FieldPath | list[FieldPath]),
-    ] = Field((), description="fields copied to alerts, read from the first event of a series")
+    ] = Field(
+        (),
+        description="fields copied to alerts, read from the first event of a series; 256 characters of each",
+    )
     features: Annotated[
         dict[Name, Feature],
         Field(min_length=1, max_length=256),

@@ -7,7 +7,8 @@
     │   ├── BusDown          the bus cannot be reached now; trying again can help
     │   ├── Unreadable       a stretch of a log is damaged; reading stands there until it is mended
     │   ├── Refused          a commit was not accepted: ownership is lost, drop all state
-    │   └── BusFull          the bus has no room (disk full); nothing was written
+    │   ├── BusFull          the bus has no room (disk full); nothing was written
+    │   └── TooLarge         a record is larger than its topic takes; nothing was written
     ├── StoreDown            Redis cannot be reached now; trying again can help
     ├── BundleError          a bundle is damaged, hostile or does not fit the stream
     ├── InputError           a file given by the user cannot be read
@@ -60,6 +61,14 @@ class Refused(BusError):  # noqa: N818
 
 class BusFull(BusError):  # noqa: N818
     """The bus has no room left; nothing of the call was written."""
+
+
+class TooLarge(BusError):  # noqa: N818
+    """A record is larger than the bus, or its ``topic``, takes; nothing of the call was written."""
+
+    def __init__(self, message: str, topic: str) -> None:
+        super().__init__(message)
+        self.topic = topic
 
 
 class StoreDown(OffbeatError):  # noqa: N818

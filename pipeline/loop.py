@@ -7,22 +7,22 @@ bus; state is written after it, at an offset that is committed; no outputs are p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline import journal
 from pipeline.adoption import reconcile
-from pipeline.alerts import Transition
+from pipeline.alerts import Alert, DeadLetter, Transition
 from pipeline.config import Config
 from pipeline.control import ControlLog
 from pipeline.detect import Outputs
-from pipeline.errors import BusDown, BusFull, OffbeatError, Refused, StoreDown, Unreadable
+from pipeline.errors import BusDown, BusFull, OffbeatError, Refused, StoreDown, TooLarge, Unreadable
 from pipeline.journal import Entry, InForce, JournalLog, Past
 from pipeline.keeping import Keeper
 from pipeline.ownership import Owned, Shelf, Takeover
 from pipeline.ports import Admin, Bus, Models, Reader, Snapshots, StateStore
 from pipeline.records import Assigned, RecordBatch, Send, Token, TopicPartition
-from pipeline.status import BUS, DAMAGE, JOURNAL, MODEL, STORE, Processed, Report, Status
+from pipeline.status import BUS, DAMAGE, JOURNAL, MODEL, SIZE, STORE, Processed, Report, Status
 
 MAX_RECORDS = 20_000
 POLL_S = 0.2
@@ -210,14 +210,33 @@ class Worker:
                 self._parts.notice(f"a commit was refused, partitions are taken over afresh: {error}")
                 self._drop_all()
                 return False
-            except (BusDown, BusFull) as error:
+            except (BusDown, BusFull, TooLarge) as error:
+                if isinstance(error, TooLarge) and (less := self._with_less(sends, error)):
+                    sends = less
                 # Outputs never wait across a poll: the worker stands here until they can be written.
-                if self._wait_out(error):
+                elif self._wait_out(error):
                     self._drop_all()
                     return False
                 continue
             self._uncommitted, self._committed_at = 0, self._parts.clock()
             return True
+
+    def _with_less(self, sends: Sequence[Send], refused: TooLarge) -> list[Send] | None:
+        """The same with less in all that goes to the topic of a refused record; None where none is."""
+        config, topic, less = self._parts.config, refused.topic, dict[Send, Send]()
+        kinds: dict[str, type[Alert | DeadLetter]] = {
+            config.alerts_topic: Alert,
+            config.dead_letters_topic: DeadLetter,
+        }
+        for send in sends:
+            if send.topic == topic and topic in kinds:
+                smaller = kinds[topic].model_validate_json(send.value or b"").with_less()
+                if smaller is not None:
+                    less[send] = smaller.send(topic)
+        if not less:
+            return None
+        self._report.trouble(SIZE, f"{refused}; until then less evidence is published where one is too large")
+        return [less.get(send, send) for send in sends]
 
     def _bring_into_force(self) -> None:
         """Take control records in, between batches, once earlier owners' records are read."""

@@ -26,6 +26,7 @@ from pipeline.records import Int32s, Int64s, RecordBatch
 from pipeline.series import PartitionState
 
 MAX_SERIES_CHARS = 500
+MAX_LABEL_CHARS = 256
 _EARLIEST_S, _LATEST_S = -2_208_988_800, 4_102_444_800
 """The years 1900 to 2099: sums and differences of such times in nanoseconds, and of the longest duration,
 fit into int64."""
@@ -321,10 +322,11 @@ class Decoder:
         return names, refused
 
     def labels(self, value: bytes) -> tuple[str, ...]:
-        """The labels in a record that could be read; empty where there are none."""
+        """The labels in a record that could be read, cut to their bound; empty where there are none."""
         event = self._decode(value)
         values = [label(event) for label in self._labels]
-        return tuple("" if value is None else str(value).replace("\x1f", " ") for value in values)
+        texts = ("" if value is None else str(value)[:MAX_LABEL_CHARS] for value in values)
+        return tuple(text.replace("\x1f", " ") for text in texts)
 
 
 def _series_key(key: Hashable) -> str:

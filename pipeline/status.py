@@ -14,6 +14,7 @@ from pipeline.records import Assigned, TopicPartition
 BUS, STORE, JOURNAL = "waiting for the bus", "waiting for Redis", "waiting for the journal"
 DAMAGE = "stopped at damage"
 MODEL, SNAPSHOTS = "waiting for a model", "waiting for the snapshots"
+SIZE = "leaving evidence out"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from kafka import TopicPartition as KafkaPartition
 
 from pipeline.bus.columnar import Columns
 from pipeline.bus.kafka_group import KafkaBus
-from pipeline.bus.kafka_link import Link, Topics, enqueue, oversized
+from pipeline.bus.kafka_link import Link, Topics, enqueue, flush, oversized
 from pipeline.bus.kafka_records import joined
 from pipeline.bus.kafka_transactions import Watchdog
 from pipeline.errors import NotFound
@@ -104,7 +104,7 @@ class PlainProducer:
     def flush(self) -> None:
         """Return when everything queued is durable."""
         with self._link.talking("flushing"):
-            self._producer.flush(timeout=FLUSH_S)
+            flush(self._producer, FLUSH_S)
         self._raise_failure()
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -21,7 +21,7 @@ from kafka.serializer import Serializer
 
 from pipeline.bus.kafka_codecs import install_codecs
 from pipeline.bus.kafka_timing import Timing
-from pipeline.errors import BusDown, BusError, ConfigError, NotFound
+from pipeline.errors import BusDown, BusError, ConfigError, NotFound, TooLarge
 from pipeline.records import Send
 
 SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
@@ -282,6 +282,7 @@ def enqueue(producer: Any, send: Send) -> Any:  # noqa: ANN401 - the client has 
     """Hand one record to a client's producer; returns its future.
 
     Raises:
+        TooLarge: the client sends no record so large.
         BusError: the record can never be written.
         KafkaError: the client's own trouble.
     """
@@ -311,12 +312,24 @@ def _look_again(producer: Any) -> None:  # noqa: ANN401 - the client has no type
     asked.wait(producer.config["request_timeout_ms"] / 1_000)
 
 
-def oversized(send: Send) -> BusError:
+def flush(producer: Any, timeout_s: float | None = None) -> None:  # noqa: ANN401 - the client has no types
+    """Return when everything that a client's producer has queued is written, or has failed.
+
+    Where a broker refuses a batch for its size, the client goes on with the halves of it; its own flush then
+    ends with an error, and without waiting for them.
+    """
+    while producer._accumulator.has_incomplete:  # noqa: SLF001 - no public way
+        with suppress(kafka_errors.UnknownError):
+            producer.flush(timeout=timeout_s)
+
+
+def oversized(send: Send) -> TooLarge:
     """The error for a record that no attempt can write."""
     size = len(send.key or b"") + len(send.value or b"")
-    return BusError(
+    return TooLarge(
         f"a record of {size} bytes for {send.topic} is larger than Kafka accepts; send less in one record, "
-        "or raise max.message.bytes of the topic (this client sends at most 1 MiB)"
+        "or raise max.message.bytes of the topic (this client sends at most 1 MiB)",
+        send.topic,
     )
 
 

@@ -16,7 +16,7 @@ import kafka.errors as kafka_errors
 from kafka import TopicPartition as KafkaPartition
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
-from pipeline.bus.kafka_link import Link, enqueue, oversized
+from pipeline.bus.kafka_link import Link, enqueue, flush, oversized
 from pipeline.errors import BusDown, BusError, Refused
 from pipeline.records import Send, TopicPartition
 
@@ -100,22 +100,23 @@ class Transactions:
 
         Raises:
             Refused: it failed; nothing was written.
+            TooLarge: a record is larger than its topic takes; nothing was written.
             BusError: a record can never be written; nothing was written.
         """
-        futures: list[Any] = []
+        failed: list[tuple[Send, BaseException]] = []
         try:
             self.start()
             with self._watchdog:
-                self._transact(membership, positions, sends, futures)
+                self._transact(membership, positions, sends, failed)
         except Exception as error:
             # The client's errors do not tell what is safe (a time-out of the transaction looks like
             # fencing, an abort may raise too), so all are treated alike.
             self._replace()
             if isinstance(error, BusError) and not isinstance(error, BusDown):
                 raise
-            for send, future in zip(sends, futures, strict=False):
-                if isinstance(future.exception, kafka_errors.MessageSizeTooLargeError):
-                    raise oversized(send) from error
+            # All that is sent behind a refused record fails with its error.
+            if failed and isinstance(failed[0][1], kafka_errors.MessageSizeTooLargeError):
+                raise oversized(failed[0][0]) from error
             raise Refused(
                 f"Kafka at {self._link.address} did not accept a commit of {membership.group_id} as "
                 f"{self._transactional_id} ({error}); nothing was written, the work starts again from the "
@@ -133,14 +134,17 @@ class Transactions:
         membership: ConsumerGroupMetadata,
         positions: Mapping[TopicPartition, int],
         sends: Sequence[Send],
-        futures: list[Any],
+        failed: list[tuple[Send, BaseException]],
     ) -> None:
         producer = self._producer
         producer.begin_transaction()
-        futures.extend(enqueue(producer, send) for send in sends)
+        futures = []
+        for send in sends:  # the first may have failed before the last is queued
+            futures.append(enqueue(producer, send))
+            futures[-1].add_errback(lambda error, send=send: failed.append((send, error)))
         offsets = {KafkaPartition(*p): OffsetAndMetadata(int(o), "", -1) for p, o in positions.items()}
         producer.send_offsets_to_transaction(offsets, membership)
-        producer.flush()
+        flush(producer)
         for future in futures:
             # Where a batch fails under a commit that has begun, the client starts a new epoch, takes the
             # transaction for empty and reports the commit as done.

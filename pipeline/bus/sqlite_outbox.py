@@ -11,7 +11,7 @@ from kafka.partitioner.default import murmur2
 from pipeline.bus import sqlite_blobs as blobs
 from pipeline.bus.sqlite_file import Session
 from pipeline.bus.sqlite_log import Topic, bounds, topic_named
-from pipeline.errors import BusError, NotFound
+from pipeline.errors import NotFound, TooLarge
 from pipeline.records import Send
 
 BATCH_RECORDS = 5_000
@@ -74,7 +74,7 @@ class Outbox:
 
         Raises:
             NotFound: a topic or partition does not exist; the sends before it are taken.
-            BusError: a record is larger than the bus takes; the same.
+            TooLarge: a record is larger than the bus takes; the same.
         """
         topics = self._topics
         for send in sends:
@@ -86,9 +86,10 @@ class Outbox:
                 lane = lanes.lane(send)
             size = len(send.value or b"") + len(send.key or b"")
             if size > RECORD_BYTES:
-                raise BusError(
+                raise TooLarge(
                     f"a record of {size} bytes for topic {send.topic!r} is larger than {RECORD_BYTES}, "
-                    "the most that the SQLite bus takes"
+                    "the most that the SQLite bus takes",
+                    send.topic,
                 )
             lane.append(send)
             self.records += 1

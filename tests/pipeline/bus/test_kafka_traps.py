@@ -21,7 +21,7 @@ from pipeline.bus.kafka import KafkaBroker
 from pipeline.bus.kafka_group import KafkaBus
 from pipeline.bus.kafka_link import Link, Topics
 from pipeline.bus.kafka_transactions import CLOSE_S, Watchdog
-from pipeline.errors import BusDown, BusError, NotFound, Refused
+from pipeline.errors import BusDown, BusError, NotFound, Refused, TooLarge
 from pipeline.journal import JournalLog
 from pipeline.ports import Admin
 from pipeline.records import Polled, Send, Token, TopicPartition
@@ -384,10 +384,10 @@ def test_an_oversize_record_is_named_and_leaves_nothing_behind(log: Log) -> None
     member = member_of(log, name, topic)
     member.read(3)
 
-    with pytest.raises(BusError, match=f"2000001 bytes for {out}") as error:
+    with pytest.raises(TooLarge, match=f"2000001 bytes for {out}") as error:
         member.commit(Send(out, None, b"before"), Send(out, b"k", TOO_LARGE))
 
-    assert not isinstance(error.value, Refused)
+    assert error.value.topic == out
     assert log.contents(out) == []
     assert log.admin.committed(name, topic) == {}
     member.commit(Send(out, None, b"instead"))
@@ -396,7 +396,7 @@ def test_an_oversize_record_is_named_and_leaves_nothing_behind(log: Log) -> None
 
 # T8: the broker's own limit is told only in the answer, and must not look like a lost partition.
 def test_a_record_that_the_broker_refuses_for_its_size_is_named_too(log: Log) -> None:
-    topic, name = log.topic(), group()
+    topic, out, name = log.topic(), log.topic(), group()
     small = f"small-{uuid.uuid4().hex}"
     log.broker._topics.client.create_topics(  # type: ignore[attr-defined]
         {small: {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "1000"}}}
@@ -404,13 +404,24 @@ def test_a_record_that_the_broker_refuses_for_its_size_is_named_too(log: Log) ->
     log.write(topic, b"x")
     member = member_of(log, name, topic)
     member.read(1)
-    noise = uuid.uuid4().bytes * 2
+    fits, too_large = (
+        [Send(small, None, b"".join(uuid.uuid4().bytes for _ in range(n)), partition=0) for n in sizes]
+        for sizes in ((10, 20, 10), (200, 80))
+    )
 
-    with pytest.raises(BusError, match=small) as error:
-        member.commit(Send(small, None, b"".join(uuid.uuid4().bytes for _ in range(200)) + noise))
+    others = [Send(out, None, b"x" * n) for n in range(1, 5)]
 
-    assert not isinstance(error.value, Refused)
+    with pytest.raises(TooLarge, match=f"of (3200|1280) bytes for {small}") as error:
+        member.commit(*others[:2], fits[0], too_large[0], fits[1], too_large[1], fits[2], *others[2:])
+    with pytest.raises(TooLarge, match=f"of 3200 bytes for {small}"):  # refused before the last is queued
+        member.commit(too_large[0], *others * 10_000)
+
+    assert error.value.topic == small
     assert log.admin.committed(name, topic) == {}
+    assert log.contents(small) == log.contents(out) == []
+    member.commit(*fits)
+    assert [row.value for row in log.contents(small)] == [send.value for send in fits]
+    wait_until(lambda: log.admin.committed(name, topic) == {0: 1})
 
 
 def test_an_output_topic_that_does_not_exist_is_named_and_not_created(log: Log) -> None:

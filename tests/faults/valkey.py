@@ -6,6 +6,7 @@ either case the worker says what is wrong.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -19,12 +20,13 @@ from servers import ValkeyServer
 from pipeline.errors import StoreDown
 from pipeline.records import TopicPartition
 from pipeline.state import connect as connect_state
+from pipeline.state.embedded import EmbeddedServer
 from pipeline.status import STORE
 
 from . import load
 from .load import STREAM
 from .place import DEADLINE_S, Grounds, Place, Run, Worker, place_at, running
-from .seam import Outcome, judged
+from .seam import Fault, Outcome, judged
 from .words import Orders
 
 PART = load.SERIES * load.ROWS // 6
@@ -207,8 +209,42 @@ class StoreFault:
             must(not any(WRITES_ALL in notice for notice in run.notices), "its data were there again")
 
 
-def faults() -> Iterator[StoreFault]:
+@dataclass(frozen=True)
+class EmbeddedKilled:
+    """The embedded server is killed under the worker that started it, and comes again by itself."""
+
+    name = "the embedded state store is killed"
+    buses = "sqlite", "kafka"
+    tries = 1
+    given_up = ""
+
+    def suffer(self, grounds: Grounds) -> Outcome:
+        with place_at(grounds, fed=False) as place:
+            with running(place, deciding=False) as run:
+                worker = start(run, 0)
+                work_on(run, PART, decide=True)
+                wait_until_stored(place)
+                killed = _embedded(place)
+                os.kill(killed, signal.SIGKILL)
+                run.strike()
+                work_on(run, PART)
+                wait_until_stored(place)
+                must(_embedded(place) != killed, "another server is there")
+                work_on(run, None, decide=True)
+                run.end(worker)
+            verdict = judged(place, run)
+        return Outcome(self, grounds.bus, verdict, [run.recovery_s])
+
+
+def _embedded(place: Place) -> int:
+    """The process id of the embedded server."""
+    with EmbeddedServer(place.folder / "state") as joined, Redis.from_url(joined.url) as client:
+        return int(client.info("server")["process_id"])
+
+
+def faults() -> Iterator[Fault]:
     """All of this module."""
+    yield EmbeddedKilled()
     for blow in (Killed, Emptied, Hung, Full, Promoted):
         for takeover in (False, True):
             yield StoreFault(blow, takeover)

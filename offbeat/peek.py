@@ -97,11 +97,11 @@ def _rows(
     for slot, name in enumerate(state.names):
         if name is None or not state.rows["live"][slot]:
             continue
-        row, arrays = state.rows[slot], state.series
+        row = state.rows[slot]
         judged = float(row["rows"]) > 0
         fixed = isinstance(stream.threshold, Static)
         open_episode = int(row["episode"]) == FIRING
-        newest = arrays.anchor[slot] + arrays.tail[slot, -1]
+        window = state.window(slot)
         yield Row(
             series=name,
             labels=dict(zip(stream.events.labels, state.labels[slot], strict=False)),
@@ -122,7 +122,7 @@ def _rows(
             silent=bool(row["silent"]),
             last_time=timestamp(int(row["last_ns"])),
             quiet_until=timestamp(quiet) if (quiet := int(row["quiet_until_ns"])) > 0 else None,
-            window_filled=int(row["in_window"]),
+            window_filled=len(window),
             window_rows=stream.model.window,
-            values=dict(zip(stream.feature_names, newest.tolist(), strict=True)) if row["in_window"] else {},
+            values=dict(zip(stream.feature_names, window[-1].tolist(), strict=True)) if len(window) else {},
         )

@@ -18,7 +18,7 @@ from pipeline.policy import ALWAYS, NEVER, AlignPolicy
 from pipeline.ports import Float32s, Float64s, Int32s
 from pipeline.records import Int64s
 from pipeline.series import Arrays
-from pipeline.windows import FULL, push
+from pipeline.windows import FULL, push, unroll
 
 SCORED, WARMING, WAITING = int(Bin.SCORED), int(Bin.WARMING), int(Bin.WAITING_MODEL)
 MERGED, PENDING, LATE = int(Bin.MERGED), int(Bin.PENDING), int(Bin.LATE)
@@ -53,7 +53,7 @@ class Items(NamedTuple):
     kind uint8 (ROW, FILL: a row held over a hole, SILENT, BACK, GONE, BEGUN: a series is live from this
     record on), slot int32, time_ns, offset int64 of the record behind it, window int32 (index into ``tails``,
     -1 without), fresh uint8 (first row of a window), values float64[., F] after the transforms;
-    tails float32[., W, F], anchors float64[., F];
+    tails float32[., W x F], anchors float64[., F];
     size int64[2]: items and windows in use; closing float64[F]: room for the row of a cell being closed.
     """
 
@@ -80,7 +80,7 @@ class Items(NamedTuple):
             np.empty(items, np.int32),
             np.empty(items, np.uint8),
             np.empty((items, features)),
-            np.empty((windows, window_rows, features), np.float32),
+            np.empty((windows, window_rows * features), np.float32),
             np.empty((windows, features)),
             np.zeros(2, np.int64),
             np.empty(features),
@@ -143,7 +143,7 @@ def _take_row(
     if not filled:
         row.offset = offset
     n = _item(items, FILL if filled else ROW, slot, time_ns, row.offset)
-    items.fresh[n] = 1 if row.in_window == 1 else 0
+    items.fresh[n] = 1 if row.pushed == 1 else 0
     for f in range(items.values.shape[1]):
         items.values[n, f] = table.series.out[slot, f]
     if not policy.has_model:
@@ -153,12 +153,10 @@ def _take_row(
     if not filled:
         w = items.size[1]
         items.window[n] = w
-        tail, anchor = table.series.tail, table.series.anchor
+        anchor = table.series.anchor
         for f in range(anchor.shape[1]):
             items.anchors[w, f] = anchor[slot, f]
-        for r in range(tail.shape[1]):
-            for f in range(tail.shape[2]):
-                items.tails[w, r, f] = tail[slot, r, f]
+        unroll(table.series.tail[slot], row.pushed, anchor.shape[1], items.tails[w])
         items.size[1] = w + 1
     return SCORED
 
@@ -167,7 +165,8 @@ def _take_row(
 def _close_cell(table: Table, policy: AlignPolicy, items: Items, slot: int, k: int) -> None:
     """Turn one cell into a row, after rows for the empty cells before it."""
     row, cell = table.series.rows[slot], table.series.cells[slot, k]
-    features, size = table.series.out.shape[1], table.series.tail.shape[1]
+    features = table.series.out.shape[1]
+    size = table.series.tail.shape[1] // features
     merged, count = table.series.cell_value[slot, k], table.series.cell_count[slot, k]
     values = items.closing
     values[:] = np.nan
@@ -180,7 +179,7 @@ def _close_cell(table: Table, policy: AlignPolicy, items: Items, slot: int, k: i
                     time_ns = (before + 1 + hole) * policy.every_ns
                     _take_row(table, policy, items, slot, time_ns, row.offset, values, True)
             else:
-                row.in_window = 0
+                row.pushed = 0
     for f in range(features):
         if count[f] > 0:
             values[f] = merged[f] / count[f] if policy.combine == 0 else merged[f]
@@ -253,7 +252,7 @@ def _begin(table: Table, items: Items, slot: int, time_ns: int, offset: int) -> 
     """A series is live from this record on; nothing is left of an earlier life in the same slot."""
     series, row = table.series, table.series.rows[slot]
     row.live = 1
-    row.in_window = 0
+    row.pushed = 0
     row.silent = 0
     row.checksum = 0
     row.offset = offset

@@ -44,7 +44,9 @@ Duration = Annotated[
     Field(ge=0, le=10 * 365 * 86400.0, allow_inf_nan=False),
 ]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-FieldPath = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^.]+(\.[^.]+)*$")]
+_FIELD = r'[^."\\\x00-\x1f]+'
+FieldPath = Annotated[str, Field(min_length=1, max_length=200, pattern=rf"^{_FIELD}(\.{_FIELD})*$")]
+"""What JSON writes otherwise than it is, such as quotes, no name may hold."""
 
 
 class Section(BaseModel):

@@ -196,7 +196,8 @@ class Detector:
         items = self._items
         n, count = items.size.tolist()
         slot = items.slot[:n][items.window[:n] >= 0]
-        return Windows(items.tails[:count], items.anchors[:count], state.model[slot])
+        tails: Float32s = items.tails[:count].reshape(count, self.layout.window_rows, self.layout.features)
+        return Windows(tails, items.anchors[:count], state.model[slot])
 
     def _verdict(self, piece: _Piece, outputs: Outputs) -> None:
         """Judge one piece and make its alerts."""

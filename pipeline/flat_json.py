@@ -34,7 +34,7 @@ _DOUBT = 1 + 2.0**-30
 
 
 class Fields(NamedTuple):
-    """The fields that are read, in the order that is expected: features first, then time and series.
+    """The fields that are read: features first, then time and series. Names hold no quotes nor backslashes.
 
     names uint8[.], start int64[K], length int64[K]; the first ``numbers`` of them are numbers, of which the
     first ``features`` may be missing or null. The one behind them is the series.
@@ -181,20 +181,23 @@ def _number(text: Bytes, at: int, end: int) -> tuple[float, int]:
 
 
 @kernel
-def _field(text: Bytes, begin: int, end: int, fields: Fields, expected: int) -> int:
-    """Which field has this name, -1 for none; the ``expected`` one is tried first."""
-    count = fields.start.shape[0]
-    for turn in range(count):
-        which = (expected + turn) % count
-        if fields.length[which] != end - begin:
-            continue
-        same, name = True, fields.start[which]
-        for at in range(begin, end):
-            if text[at] != fields.names[name + at - begin]:
-                same = False
-                break
-        if same:
-            return int(which)
+def _is_named(text: Bytes, begin: int, end: int, fields: Fields, which: int) -> bool:
+    """Whether the name that begins at ``begin``, with its closing quote, is that of a field."""
+    start, length = fields.start[which], fields.length[which]
+    if begin + length >= end or text[begin + length] != _QUOTE:
+        return False
+    same = True
+    for at in range(length):
+        same = same and text[begin + at] == fields.names[start + at]
+    return same
+
+
+@kernel
+def _field(text: Bytes, begin: int, end: int, fields: Fields) -> int:
+    """Which field has this name, -1 for none."""
+    for which in range(fields.start.shape[0]):
+        if _is_named(text, begin, end, fields, which):
+            return which
     return -1
 
 
@@ -221,18 +224,19 @@ def _object(text: Bytes, at: int, end: int, fields: Fields, found: Found, row: i
     at = _past_blanks(text, at, end)
     if at >= end or text[at] != _OPEN:
         return False
-    expected = 0
+    expected = fields.features
     while True:
         at = _past_blanks(text, at + 1, end)
         if at >= end or text[at] != _QUOTE:
             return False
         begin = at + 1
-        at = _string_end(text, begin, end)
-        if at < 0:
-            return False
-        which = _field(text, begin, at, fields, expected)
-        if which >= 0:
-            expected = which + 1
+        if _is_named(text, begin, end, fields, expected):
+            which, at = expected, begin + fields.length[expected]
+        else:
+            which, at = _field(text, begin, end, fields), _string_end(text, begin, end)
+            if at < 0:
+                return False
+        expected = which + 1 if 0 <= which < fields.numbers else 0
         at = _past_blanks(text, at + 1, end)
         if at >= end or text[at] != _COLON:
             return False

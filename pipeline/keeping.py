@@ -12,6 +12,9 @@ from pipeline.ports import Snapshots, StateStore
 from pipeline.status import SNAPSHOTS, STORE, Report
 
 CHECKPOINT_S, CHECKPOINT_RECORDS = 5.0, 1_000_000
+CHECKPOINT_SHARE = 0.2
+"""Of a worker's time that writing one partition's state may take: with very many series that is seconds, and
+reading records again takes less."""
 SNAPSHOT_NS = 15 * 60 * 1_000_000_000
 """A snapshot after so much of the partition clock ..."""
 SNAPSHOT_S = 30.0
@@ -43,12 +46,15 @@ class Keeper:
         ]
         self._note_journal(chosen)
         for owned in chosen:
+            began = self.clock()
             try:
                 checkpoint(self.store, owned, now, self.report.notice)
                 self.report.mended(STORE)
             except StoreDown as error:
                 # Detection goes on from memory; the commit holds, the next checkpoint carries more.
                 self.report.trouble(STORE, f"{error}; detection goes on, checkpoints wait")
+            ended = self.clock()
+            owned.rest_until = ended + (ended - began) * (1 / CHECKPOINT_SHARE - 1)
 
     def store_change(self, owned: Owned, before: InForce) -> None:
         """Store the state under what is in force now; the journal has it already, should that fail."""
@@ -105,7 +111,7 @@ class Keeper:
 
 
 def _due(owned: Owned, now: float) -> bool:
-    if owned.state.next_offset == owned.stored_offset:
+    if owned.state.next_offset == owned.stored_offset or now < owned.rest_until:
         return False
     behind = owned.state.next_offset - owned.tried_offset
     return now - owned.tried_at >= CHECKPOINT_S or behind >= CHECKPOINT_RECORDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -32,6 +33,7 @@ class Owned:
         live_from: records below it were committed by an earlier owner: they are read again in silence.
         stored_offset: what the store holds, None when nothing.
         tried_offset, tried_at: where and when a write was last tried, on the loop's clock.
+        rest_until: no other is tried before, unless the partition is handed over.
         rebuilt_from: the state does not rest on all that came before, but on records from here on.
         anew: the journal may know of open alerts that the state does not.
         live: what is in force is settled, and records from ``live_from`` on are worked on.
@@ -54,6 +56,7 @@ class Owned:
     rebuilt_from: int | None = None
     anew: bool = False
     live: bool = False
+    rest_until: float = -math.inf
     journaled: bool = field(default=False)
 
     @property

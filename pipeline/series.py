@@ -26,7 +26,7 @@ from pipeline.policy import ALWAYS, NEVER
 from pipeline.ports import Float32s, Float64s, Scorer
 from pipeline.records import BUCKET_ROWS, Int32s, Int64s, PackedRows
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SEPARATOR = "\x1f"
 _HELD_READINGS = 16
 """Readings of one cell that are remembered exactly, to know a duplicate."""
@@ -37,7 +37,7 @@ _ROW = [
     ("episode", "u1"),  # episodes.IDLE, PENDING or FIRING
     ("armed", "u1"),  # the score was below the line since the last episode
     ("silent", "u1"),
-    ("in_window", "i4"),  # rows that the window holds
+    ("pushed", "i4"),  # rows since the window began; above 2 W it goes on at W + 1
     ("key_hash", "i8"),  # of the record that began the series, see partitioning.key_hash
     ("moved", "i8"),  # its key belongs to another partition since partitions were added
     ("checksum", "i8"),  # of the offsets of all records it saw, in their order
@@ -76,7 +76,8 @@ class Arrays(NamedTuple):
         rows: structured[S].
         raw, raw_ns: float64 and int64[S, F], newest observed values and when they were observed.
         out: float64[S, F], newest values after their transform.
-        anchor, tail: float64[S, F] and float32[S, W, F]: the window, relative to the anchor, newest last.
+        anchor, tail: float64[S, F] and float32[S, W x F]: the window, relative to the anchor. Its rows stand
+            in a ring: the newest is written over the oldest (:meth:`PartitionState.window`).
         cells: structured[S, K], open grid cells.
         cell_value, cell_ns, cell_count: float64, int64, int32[S, K, F]: what was merged, the time of the
             reading that `last` kept, and how many.
@@ -135,7 +136,7 @@ class Layout:
             raw_ns=np.zeros((s, f), np.int64),
             out=np.zeros((s, f)),
             anchor=np.zeros((s, f)),
-            tail=np.zeros((s, w, f), np.float32),
+            tail=np.zeros((s, w * f), np.float32),
             cells=np.zeros((s, k), _record(_CELL)),
             cell_value=np.zeros((s, k, f)),
             cell_ns=np.zeros((s, k, f), np.int64),
@@ -266,6 +267,12 @@ class PartitionState:
                 self.rows["key_hash"][slot] = key_hash
                 self.rows["moved"][slot] = self.belongs_elsewhere(key_hash, partition)
             self.index[key] = slot
+
+    def window(self, slot: int) -> Float64s:
+        """The rows that a series' window holds, float64[n, F], oldest first."""
+        pushed, size = int(self.rows["pushed"][slot]), self.layout.window_rows
+        rows = self.series.anchor[slot] + self.series.tail[slot].reshape(size, -1)
+        return rows[:pushed] if pushed <= size else np.roll(rows, size - pushed, axis=0)
 
     def belongs_elsewhere(self, key_hash: int, partition: int) -> bool:
         """Whether records of this key came here, and go to another partition since more were added."""

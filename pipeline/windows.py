@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.kernels import kernel
 from pipeline.policy import NEVER
-from pipeline.ports import Float64s
+from pipeline.ports import Float32s, Float64s
 from pipeline.records import Int64s
 from pipeline.series import Arrays
 
@@ -16,6 +16,12 @@ _FLOAT32_MAX = 3e38
 """A tail value further from its anchor would overflow float32."""
 
 INCOMPLETE, WARMING, FULL = 0, 1, 2
+
+
+@kernel
+def newest(pushed: int, size: int) -> int:
+    """The place of the newest row in a ring of ``size`` rows into which ``pushed`` went (``Arrays.tail``)."""
+    return pushed - 1 if pushed <= size else pushed - 1 - size
 
 
 @kernel
@@ -58,7 +64,7 @@ def push(
     out, anchor = series.out[slot], series.anchor[slot]
     features = values.shape[0]
     if time_ns - row.row_ns > gap_ns:
-        row.in_window = 0
+        row.pushed = 0
     row.row_ns = time_ns
     complete, held = True, False
     for f in range(features):
@@ -75,19 +81,27 @@ def push(
         if not math.isfinite(out[f]):
             complete = False
     if not complete:
-        row.in_window = 0
+        row.pushed = 0
         return INCOMPLETE
     if held:
         attributes[0] += 1
-    size = tail.shape[0]
-    if row.in_window == 0:
+    size = tail.shape[0] // features
+    if row.pushed == 0:
         for f in range(features):
             anchor[f] = out[f]
-    for w in range(size - 1):
-        for f in range(features):
-            tail[w, f] = tail[w + 1, f]
+    row.pushed = row.pushed + 1 if row.pushed < 2 * size else size + 1
+    first = newest(row.pushed, size) * features
     for f in range(features):
-        tail[size - 1, f] = np.float32(min(max(out[f] - anchor[f], -_FLOAT32_MAX), _FLOAT32_MAX))
-    if row.in_window < size:
-        row.in_window += 1
-    return FULL if row.in_window == size else WARMING
+        tail[first + f] = np.float32(min(max(out[f] - anchor[f], -_FLOAT32_MAX), _FLOAT32_MAX))
+    return FULL if row.pushed >= size else WARMING
+
+
+@kernel
+def unroll(tail: Float32s, pushed: int, features: int, window: Float32s) -> None:
+    """Copy a full ring float32[W x F] into ``window``, of the same shape, oldest row first."""
+    oldest = (newest(pushed, tail.shape[0] // features) + 1) * features
+    until = tail.shape[0] - oldest
+    for j in range(until):
+        window[j] = tail[oldest + j]
+    for j in range(oldest):
+        window[until + j] = tail[j]

@@ -187,16 +187,19 @@ class SeenStore:
         tries: calls that failed.
         down: partitions whose calls fail.
         losing_replies: the next writes are taken, and their replies lost.
+        takes_s: so long a write takes.
     """
 
     store: StateStore
     committed: Callable[[int], int | None]
+    clock: Clock
     puts: list[tuple[int, int, bool, PutResult]] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     claims: list[int] = field(default_factory=list)
     tries: int = 0
     down: set[int] = field(default_factory=set)
     losing_replies: int = 0
+    takes_s: float = 0.0
 
     def claim(self, partition: TopicPartition, *, reset: bool = False) -> Claim:
         self._fail(partition)
@@ -204,6 +207,7 @@ class SeenStore:
         return self.store.claim(partition, reset=reset)
 
     def put(self, claim: Claim, base: int, offset: int, rows: PackedRows, *, whole: bool) -> PutResult:
+        self.clock.now_s += self.takes_s
         self._fail(claim.partition)
         assert offset == self.committed(claim.partition.partition), "a checkpoint that is not committed"
         result = self.store.put(claim, base, offset, rows, whole=whole)
@@ -360,7 +364,7 @@ class Plant:
             group=self.config.group(STREAM), topics=[TOPIC], transactional_id="t"
         )
         bus = SeenBus(member)
-        store = SeenStore(self.new_store(url, clock), self.committed)
+        store = SeenStore(self.new_store(url, clock), self.committed, clock)
         made = {"max_records": 1_000, "observe": processed.append, "notice": notices.append}
         made |= {"wait": clock.wait, "clock": clock}
         seams = [bus, self.broker.reader(), self.broker.admin(), store, self.snapshots(), self.desk.shelf]

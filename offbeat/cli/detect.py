@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import sys
 import threading
@@ -177,6 +178,9 @@ def _work(
         )
         if port is not None:
             _serve_metrics(opened, name, teller, port)
+        # What has been imported and opened is no garbage: looking through it took a batch 60 to 100 ms.
+        gc.collect()
+        gc.freeze()
         status = detector.run(parts, should_stop=stop, on_status=teller.on_status, until_idle_s=until_idle_s)
     teller.tell(dataclasses.replace(status, doing="stopped", message="stopped"))
 

@@ -33,7 +33,7 @@ def test_the_smallest_form_measures_everything_and_writes_the_page(
     tmp_path: Path, kafka_bootstrap: str
 ) -> None:
     written, page = tmp_path / "bench.json", tmp_path / "performance.md"
-    page.write_text("before\n<!-- written by make bench -->\nold\n<!-- until here -->\nafter\n")
+    page.write_text("above\n<!-- written by make bench -->\nstale figures\n<!-- until here -->\nbelow\n")
 
     ran = bench("--output", written, "--page", page, KAFKA_BOOTSTRAP_SERVERS=kafka_bootstrap)
 
@@ -55,9 +55,9 @@ def test_the_smallest_form_measures_everything_and_writes_the_page(
     assert [len(stages) for stages in report["path"]["buses"].values()] == [7, 7]
     assert "killed mid-transaction" in ran.stdout
     text = page.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
+    assert text.startswith("above\n")
+    assert text.endswith("below\n")
+    assert "stale figures" not in text
     assert "| killed mid transaction |" in text
 
 

@@ -20,7 +20,7 @@ from pipeline.records import Send
 
 STREAM = "machines"
 PARTITIONS = 2
-SERIES, ROWS, EVERY_S = 24, 1_200, 10
+SERIES, ROWS, EVERY_S = 24, 1_600, 10
 STORED = 100
 """Records of a partition that are produced at once: the SQLite bus hands out whole stored batches."""
 TEXT = """

@@ -161,5 +161,6 @@ def test_training_sees_the_rows_that_detection_scores() -> None:
 
     window = STREAM.model.window
     for slot, name in enumerate(state.names):
-        live = state.series.anchor[slot] + state.series.tail[slot]
-        np.testing.assert_allclose(live, found.series[name or ""].values[-window:], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            state.window(slot), found.series[name or ""].values[-window:], rtol=1e-6, atol=1e-6
+        )

@@ -112,7 +112,5 @@ class Feed:
 
     def window(self, series: str) -> list[list[float]]:
         """The rows in a series' window."""
-        slot = self.state.index[series]
-        arrays, fill = self.state.series, int(self.row(series)["in_window"])
-        rows: list[list[float]] = (arrays.anchor[slot] + arrays.tail[slot]).tolist()
-        return rows[len(rows) - fill :]
+        rows: list[list[float]] = self.state.window(self.state.index[series]).tolist()
+        return rows

@@ -99,7 +99,7 @@ class TestAnotherModel:
 
         assert (outputs.alerts, outputs.changes) == ([], [])
         assert work.window("a") == [[1.25], [1.5], [ODD]]
-        kept = ["episode", "run", "start_ns", "peak", "in_window", "above_ns", "checksum", "last_ns"]
+        kept = ["episode", "run", "start_ns", "peak", "pushed", "above_ns", "checksum", "last_ns"]
         assert work.row("a")[kept] == before[kept]
         threshold = work.send(reading("a", 4)).scores[0].threshold[0]
         assert threshold == pytest.approx(5.0 + 4 * 0.5)

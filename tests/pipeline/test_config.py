@@ -195,6 +195,11 @@ streams:
         with pytest.raises(ConfigError, match=r"^mine.yaml:9: streams.pumps.events.labels.1: "):
             parse(SMALLEST + "      labels:\n\n        - site\n        - a..b\n", "mine.yaml")
 
+    @pytest.mark.parametrize("name", ['a"b', "a\\b", "a\tb"])
+    def test_a_field_that_json_cannot_name_as_it_is_is_refused(self, name: str) -> None:
+        with pytest.raises(ConfigError, match="series"):
+            with_more(events={"series": name})
+
     @pytest.mark.parametrize(
         ("events", "said"),
         [

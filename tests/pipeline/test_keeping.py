@@ -62,6 +62,21 @@ def test_an_owner_that_reads_again_over_a_change_of_layout_stores_all_of_the_new
     assert (third.notices, third.status.series) == ([], 2)
 
 
+def test_states_that_take_long_to_write_are_written_less_often_but_when_handed_over(plant: Plant) -> None:
+    plant.produce(NORMAL)
+    running = plant.worker().read_all()
+    running.store.takes_s = 3
+    running.later(5)
+    plant.produce(NORMAL)
+
+    written = [len(running.later(seconds).store.puts) for seconds in (11, 1)]
+
+    assert written == [1, 2]
+    plant.produce(NORMAL)
+    running.later(1).stop()
+    assert [offset for _, offset, *_ in running.store.puts] == [1, 2, 3]
+
+
 # Somebody who was evicted may have claimed the partition in passing.
 def test_a_first_write_is_not_kept_from_the_store_by_a_claim_in_passing(plant: Plant) -> None:
     plant.produce(NORMAL)

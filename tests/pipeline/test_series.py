@@ -323,7 +323,7 @@ class TestBytes:
                 assert sum(kind.itemsize for kind, *_ in fields.values()) == array.dtype.itemsize
                 assert [name for name in fields if hasattr(np.void, name)] == []
 
-    def test_one_row_of_schema_version_1_to_the_byte(self) -> None:
+    def test_one_row_of_schema_version_2_to_the_byte(self) -> None:
         """If this fails, the format has changed: raise SCHEMA_VERSION, or stored state is misread."""
         feed = Feed(stream(every="10s", late="0s", features=["x", "y"], labels=["site"]), scorer=None)
         feed.send(
@@ -335,11 +335,11 @@ class TestBytes:
 
         packed = feed.state.pack(whole=True)
 
-        assert SCHEMA_VERSION == 1
+        assert SCHEMA_VERSION == 2
         assert packed.series == [b"a\x1fnorth"]
         assert msgspec.json.decode(packed.header) == {
-            "schema_version": 1,
-            "layout": "4602a270c3d811a8",
+            "schema_version": 2,
+            "layout": "5a61e9ebdcb81019",
             "topic_id": "topic-1",
             "next_offset": 3,
             "clock_ns": 1_000_000_012_000_000_000,
@@ -353,7 +353,7 @@ class TestBytes:
         }
         assert packed.rows[0].tobytes() == b"".join(
             [
-                bytes.fromhex("01 00 01 00 01000000"),  # live, armed, one row in the window
+                bytes.fromhex("01 00 01 00 01000000"),  # live, armed, one row went into the window
                 integers(-1, 0, 1_000_005),  # no key, not moved, checksum of the offsets 0 and 1
                 times_s(1_000_000_020, 1_000_000_012, 1_000_000_000),  # due, newest reading, newest row
                 integers(0),  # offset

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 import pytest
 from feeding import Feed, S, reading, stream
+from hypothesis import given
+from hypothesis import strategies as some
 
 from pipeline.policy import NEVER, TRANSFORM
+from pipeline.ports import Errors, Windows
+from pipeline.testing import FakeScorer
 from pipeline.windows import transformed
 
 
@@ -65,6 +71,38 @@ def test_the_newest_row_stands_last_and_the_oldest_leaves() -> None:
     feed.send(*(reading("a", t, float(t)) for t in range(5)))
 
     assert feed.window("a") == [[2.0], [3.0], [4.0]]
+
+
+@dataclass
+class Seen(FakeScorer):
+    """Keeps the windows that it is to score."""
+
+    windows: list[list[list[float]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def score(self, windows: Windows) -> Errors:
+        self.windows += self._values(windows).tolist()
+        return super().score(windows)
+
+
+@given(size=some.integers(2, 5), steps=some.lists(some.integers(1, 30), max_size=40))
+def test_a_window_is_the_newest_rows_oldest_first_however_often_the_ring_went_round(
+    size: int, steps: list[int]
+) -> None:
+    seen, times = Seen(), list(accumulate(steps, initial=0))
+    feed = Feed(stream(features=["x", "y"], window=size, gap="29s"), seen)
+
+    feed.each(*(reading("a", t, float(t), y=float(-t)) for t in times))
+
+    windows, window = [], list[list[float]]()
+    for time, step in zip(times, [30, *steps], strict=True):
+        window = [*([] if step > 29 else window), [float(time), float(-time)]][-size:]
+        if len(window) == size:
+            windows.append(window)
+    assert seen.windows == windows
+    assert feed.window("a") == window
 
 
 def test_small_changes_of_large_values_keep_their_precision() -> None:

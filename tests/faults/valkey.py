@@ -285,13 +285,17 @@ def take_over(run: Run, blow: Blow, worker: Worker, standby: Worker) -> None:
 
 
 def told(run: Run, worker: Worker, text: str, *, waits: bool) -> None:
-    """Wait until the worker has said so: its status where something waits, a notice otherwise."""
+    """Wait until a notice or the worker's status has said so; and that it waits, where it does."""
+
+    def holds() -> bool:
+        doings = run.doings[worker.process.pid]
+        said = [*run.notices, *(each.message for each in doings)]
+        waiting = not waits or any(each.doing == STORE for each in doings)
+        return waiting and any(text in each for each in said)
+
+    run.follow(holds)
     if waits:
-        said = run.doings[worker.process.pid]
-        run.follow(lambda: any(each.doing == STORE and text in each.message for each in said))
         must(any(STORE_DOWN.search(notice) for notice in run.notices), "a notice said what is wrong")
-    else:
-        run.follow(lambda: any(text in notice for notice in run.notices))
 
 
 def stored(place: Place, url: str) -> dict[int, int]:

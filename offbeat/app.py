@@ -132,9 +132,9 @@ def check_fits(spec: ModelSpec, bundle_id: str, name: str, stream: Stream) -> No
 def output_topics(config: Config) -> list[TopicSpec]:
     """The topics that every stream shares: alerts, dead letters, and the control topic, kept for ever."""
     return [
-        TopicSpec(config.control_topic, 1),
-        TopicSpec(config.alerts_topic, 1, ALERTS_RETENTION_MS),
-        TopicSpec(config.dead_letters_topic, 1, ALERTS_RETENTION_MS),
+        TopicSpec(config.control_topic, 1, broker_time=True),
+        TopicSpec(config.alerts_topic, 1, ALERTS_RETENTION_MS, broker_time=True),
+        TopicSpec(config.dead_letters_topic, 1, ALERTS_RETENTION_MS, broker_time=True),
     ]
 
 
@@ -147,7 +147,10 @@ def input_topics(config: Config, streams: Sequence[str], partitions: int) -> lis
 def journal_topics(config: Config, streams: Sequence[str], broker: Broker) -> list[TopicSpec]:
     """The journals of streams: a partition for each partition of the input, which is there; kept for ever."""
     topics = broker.admin().describe().topics
-    return [TopicSpec(config.journal_topic(name), topics[config.stream(name).topic]) for name in streams]
+    return [
+        TopicSpec(config.journal_topic(name), topics[config.stream(name).topic], broker_time=True)
+        for name in streams
+    ]
 
 
 def settle_policy(

@@ -43,7 +43,7 @@ class Control:
     def __init__(
         self, config: Config, broker: Broker, who: str, notice: Callable[[str], None] = lambda _: None
     ) -> None:
-        broker.admin().create([TopicSpec(config.control_topic, 1)])
+        broker.admin().create([TopicSpec(config.control_topic, 1, broker_time=True)])
         self._config, self._who = config, who
         self._producer = broker.producer()
         self._log = ControlLog(broker.reader(), config.control_topic, notice)

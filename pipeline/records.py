@@ -231,13 +231,15 @@ class Bounds:
 class TopicSpec:
     """A topic to be made.
 
-    ``retention_ms`` of -1 keeps records for ever.
+    ``retention_ms`` of -1 keeps records for ever. ``broker_time``: Kafka stamps the records, which it refuses
+    where a client stamps them more than an hour ahead.
     """
 
     name: str
     partitions: int
     retention_ms: int = -1
     replication: int = -1
+    broker_time: bool = False
 
 
 @dataclass(frozen=True, slots=True)

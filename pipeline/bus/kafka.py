@@ -243,7 +243,10 @@ class KafkaAdmin:
                 settings = {
                     "num_partitions": spec.partitions,
                     "replication_factor": spec.replication,
-                    "configs": {"retention.ms": str(spec.retention_ms)},
+                    "configs": {
+                        "retention.ms": str(spec.retention_ms),
+                        "message.timestamp.type": "LogAppendTime" if spec.broker_time else "CreateTime",
+                    },
                 }
                 try:
                     client.create_topics({spec.name: settings})

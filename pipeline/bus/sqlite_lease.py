@@ -13,8 +13,9 @@ class Lease:
     """One member's claim to its group.
 
     The epoch rises with every change of hands and is checked inside each commit's transaction, so that
-    a wrong clock or a stalled process costs a hand-over and never a doubled commit. All methods run within
-    the caller's transaction; those that write need it to be a writing one.
+    a stalled process costs a hand-over and never a doubled commit. Leases go by the time since the machine
+    started, which all its processes share and nobody sets. All methods run within the caller's transaction;
+    those that write need it to be a writing one.
     """
 
     def __init__(self, group: str, lease_s: float) -> None:
@@ -33,7 +34,7 @@ class Lease:
             return True
         member, lease_ends_ms, process = found
         left_ms = lease_ends_ms - _now_ms()
-        # A lease that ends later than it could have been given was given by a clock since put back.
+        # A lease that ends later than it could have been given is of before the machine was last started.
         return member == self._member or not 0 < left_ms <= self._lease_ms or _has_died(process)
 
     def take(self, connection: sqlite3.Connection) -> bool:
@@ -110,4 +111,4 @@ def _has_died(process: str) -> bool:
 
 
 def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    return time.monotonic_ns() // 1_000_000

@@ -2,7 +2,8 @@
 
 A *guard*, a shell that waits on a pipe, stands between the two. The pipe ends when this process does, however
 it ends and whichever of its threads started the server, and then the guard kills the server. Nothing is lost
-by that: what Valkey has answered it has also handed to the operating system.
+by that: what Valkey has answered it has also handed to the operating system. A server that somebody else
+kills, such as a kernel that is out of memory, is started again.
 """
 
 from __future__ import annotations
@@ -41,13 +42,19 @@ FIRST_FREE_DESCRIPTOR = 10
 
 GUARD = """
 exec 3<&0
-"$@" </dev/null 3<&- &
-server=$!
-{ read -r _ <&3; kill -KILL "$server"; } &
-watch=$!
-wait "$server"
-kill "$watch" 2>/dev/null
-wait "$watch"
+while
+    "$@" </dev/null 3<&- &
+    server=$!
+    { read -r _ <&3; kill -KILL $$ "$server"; } &
+    watch=$!
+    wait "$server"
+    status=$?
+    kill "$watch" 2>/dev/null
+    wait "$watch"
+    [ "$status" -gt 128 ]  # ended by a signal, which is none of ours
+do
+    sleep 1
+done
 """
 
 _held: set[int] = set()

@@ -161,8 +161,9 @@ class Worker:
     def __init__(self, orders: Orders, said: queue.Queue[tuple[Worker, Said | None]]) -> None:
         self.orders = orders
         self.reached = self.ended = False
+        module = ["faults.jumping", orders.wall_clock] if orders.wall_clock else ["faults.worker"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "faults.worker", msgspec.json.encode(orders).decode()],
+            [sys.executable, "-m", *module, msgspec.json.encode(orders).decode()],
             cwd=ROOT,
             env=os.environ
             | {"PYTHONFAULTHANDLER": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},

@@ -43,7 +43,10 @@ IN_SHORT = (
 """Of the faults beside the kills, those that tell most in a short time."""
 
 
-ON_A_FILE = ("the state store is killed, and a replica that is behind is promoted",)
+ON_A_FILE = (
+    "the state store is killed, and a replica that is behind is promoted",
+    "the wall clock jumps two hours ahead and back under live workers",
+)
 """Of those that need no broker."""
 
 

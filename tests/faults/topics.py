@@ -81,7 +81,7 @@ class Reset:
             given_up = self._given_up(place, positions)
             _set_positions(place, positions)
             run.positions = dict(positions)
-            _work(run)
+            work(run)
             verdict = judge(place, given_up)
             verdict.wrong += before.wrong
             # A worker finds a state that is ahead of its group just where that was set back.
@@ -144,7 +144,7 @@ class Overtaken:
                 )
             given_up = GivenUp(left(place), anew=anew)
             place.feed()
-            _work(run)
+            work(run)
             verdict = judged(place, run, given_up)
             verdict.wrong += before.wrong
             told = "\n".join(run.notices)
@@ -225,14 +225,14 @@ def faults() -> Iterator[Fault]:
 def _do_half(place: Place, run: Run) -> Verdict:
     """Half of the load is there and done; no worker runs any more."""
     place.feed(HALF)
-    _work(run)
+    work(run)
     verdict = judge(place)
     if verdict.lost or verdict.doubled:
         raise AssertionError(f"{verdict.lost} lost and {verdict.doubled} doubled before the fault")
     return verdict
 
 
-def _work(run: Run) -> None:
+def work(run: Run) -> None:
     """A worker reads everything and ends."""
     worker = run.start(Orders(config=str(run.place.path)))
     run.follow(lambda: worker.ended)

@@ -6,6 +6,7 @@ either case the worker says what is wrong.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -19,12 +20,13 @@ from servers import ValkeyServer
 from pipeline.errors import StoreDown
 from pipeline.records import TopicPartition
 from pipeline.state import connect as connect_state
+from pipeline.state.embedded import EmbeddedServer
 from pipeline.status import STORE
 
 from . import load
 from .load import STREAM
 from .place import DEADLINE_S, Grounds, Place, Run, Worker, place_at, running
-from .seam import Outcome, judged
+from .seam import Fault, Outcome, judged
 from .words import Orders
 
 PART = load.SERIES * load.ROWS // 6
@@ -90,7 +92,7 @@ class Emptied(Blow):
 
     def strike(self) -> None:
         self.plain.flushall()
-        must(not stored(self.place, self.server), "nothing is stored")
+        must(not stored(self.place, self.server.url), "nothing is stored")
 
     def mend(self) -> None:
         """The worker does."""
@@ -116,11 +118,11 @@ class Full(Blow):
     tells = "raise its maxmemory"
 
     def strike(self) -> None:
-        self.before = stored(self.place, self.server)
+        self.before = stored(self.place, self.server.url)
         self.plain.config_set("maxmemory", 1)
 
     def mend(self) -> None:
-        must(stored(self.place, self.server) == self.before, "nothing was stored meanwhile")
+        must(stored(self.place, self.server.url) == self.before, "nothing was stored meanwhile")
         self.plain.config_set("maxmemory", 0)
 
 
@@ -137,17 +139,17 @@ class Promoted(Blow):
         self.second = self.opened.enter_context(Redis(port=self.replica.port))
         self.second.replicaof("127.0.0.1", str(self.server.port))
         wait_until(
-            lambda: stored(self.place, self.replica) == stored(self.place, self.server),
+            lambda: stored(self.place, self.replica.url) == stored(self.place, self.server.url),
             "the replica has what the primary has",
         )
         self.second.replicaof("127.0.0.1", "1")  # it sees nothing of the primary any more
 
     def strike(self) -> None:
-        self.before = stored(self.place, self.server)
+        self.before = stored(self.place, self.server.url)
         self.server.signal(signal.SIGKILL)
 
     def mend(self) -> None:
-        now = stored(self.place, self.replica)
+        now = stored(self.place, self.replica.url)
         must(all(now[number] < offset for number, offset in self.before.items()), "the replica is behind")
         self.second.replicaof("NO", "ONE")
         self.second.config_set("port", self.server.port)
@@ -183,10 +185,10 @@ class StoreFault:
         worker = start(run, 0)
         standby = start(run, 1) if self.takeover else worker
         work_on(run, PART, decide=True)
-        wait_until(lambda: is_stored(blow), "all states are stored")
+        wait_until_stored(run.place)
         blow.prepare()
         work_on(run, PART)  # without a new claim: what is stored differs in its offset alone
-        wait_until(lambda: is_stored(blow), "all states are stored")
+        wait_until_stored(run.place)
         blow.strike()
         run.strike()
         if self.takeover:
@@ -200,15 +202,49 @@ class StoreFault:
         if not self.takeover:
             told(run, worker, blow.tells_after, waits=False)
         work_on(run, None, decide=True)
-        wait_until(lambda: is_stored(blow), "all states are stored again")
+        wait_until_stored(run.place)
         run.follow(lambda: run.doings[standby.process.pid][-1].doing == "live")
         run.end(standby)
         if isinstance(blow, Killed):
             must(not any(WRITES_ALL in notice for notice in run.notices), "its data were there again")
 
 
-def faults() -> Iterator[StoreFault]:
+@dataclass(frozen=True)
+class EmbeddedKilled:
+    """The embedded server is killed under the worker that started it, and comes again by itself."""
+
+    name = "the embedded state store is killed"
+    buses = "sqlite", "kafka"
+    tries = 1
+    given_up = ""
+
+    def suffer(self, grounds: Grounds) -> Outcome:
+        with place_at(grounds, fed=False) as place:
+            with running(place, deciding=False) as run:
+                worker = start(run, 0)
+                work_on(run, PART, decide=True)
+                wait_until_stored(place)
+                killed = _embedded(place)
+                os.kill(killed, signal.SIGKILL)
+                run.strike()
+                work_on(run, PART)
+                wait_until_stored(place)
+                must(_embedded(place) != killed, "another server is there")
+                work_on(run, None, decide=True)
+                run.end(worker)
+            verdict = judged(place, run)
+        return Outcome(self, grounds.bus, verdict, [run.recovery_s])
+
+
+def _embedded(place: Place) -> int:
+    """The process id of the embedded server."""
+    with EmbeddedServer(place.folder / "state") as joined, Redis.from_url(joined.url) as client:
+        return int(client.info("server")["process_id"])
+
+
+def faults() -> Iterator[Fault]:
     """All of this module."""
+    yield EmbeddedKilled()
     for blow in (Killed, Emptied, Hung, Full, Promoted):
         for takeover in (False, True):
             yield StoreFault(blow, takeover)
@@ -222,9 +258,9 @@ def work_on(run: Run, records: int | None, *, decide: bool = False) -> None:
     run.follow(lambda: run.position >= run.place.records)
 
 
-def start(run: Run, slot: int) -> Worker:
+def start(run: Run, slot: int, wall_clock: str | None = None) -> Worker:
     """A worker that has its partitions; on SQLite the second one only stands by."""
-    worker = run.start(Orders(config=str(run.place.path), slot=slot, stays=True))
+    worker = run.start(Orders(config=str(run.place.path), slot=slot, stays=True, wall_clock=wall_clock))
     settled = "standing by" if slot and run.place.bus.startswith("sqlite") else "live"
     run.follow(lambda: any(each.doing == settled for each in run.doings.get(worker.process.pid, [])))
     return worker
@@ -249,26 +285,25 @@ def take_over(run: Run, blow: Blow, worker: Worker, standby: Worker) -> None:
 
 
 def told(run: Run, worker: Worker, text: str, *, waits: bool) -> None:
-    """Wait until the worker has said so: its status where something waits, a notice otherwise."""
+    """Wait until a notice or the worker's status has said so; and that it waits, where it does."""
+
+    def holds() -> bool:
+        doings = run.doings[worker.process.pid]
+        said = [*run.notices, *(each.message for each in doings)]
+        waiting = not waits or any(each.doing == STORE for each in doings)
+        return waiting and any(text in each for each in said)
+
+    run.follow(holds)
     if waits:
-        said = run.doings[worker.process.pid]
-        run.follow(lambda: any(each.doing == STORE and text in each.message for each in said))
         must(any(STORE_DOWN.search(notice) for notice in run.notices), "a notice said what is wrong")
-    else:
-        run.follow(lambda: any(text in notice for notice in run.notices))
 
 
-def stored(place: Place, server: ValkeyServer) -> dict[int, int]:
+def stored(place: Place, url: str) -> dict[int, int]:
     """The offsets of the states that a server has. Raises StoreDown where it cannot tell."""
-    with closing(connect_state(server.url)) as opened:
+    with closing(connect_state(url)) as opened:
         store = opened.store(namespace=place.namespace, stream=STREAM)
         found = {n: store.peek(TopicPartition(place.topic, n)) for n in range(load.PARTITIONS)}
     return {n: claim.next_offset for n, claim in found.items() if claim and claim.next_offset is not None}
-
-
-def is_stored(blow: Blow) -> bool:
-    """Whether all that is committed is stored."""
-    return stored(blow.place, blow.server) == blow.place.committed()
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
@@ -282,6 +317,11 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
             pass
         must(time.monotonic() < deadline, what)
         time.sleep(LOOK_S)
+
+
+def wait_until_stored(place: Place) -> None:
+    """Return once all that is committed is stored."""
+    wait_until(lambda: stored(place, place.settings.state) == place.committed(), "all states are stored")
 
 
 def must(holds: bool, what: str) -> None:  # noqa: FBT001 - it stands where assert would

@@ -34,6 +34,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         steady: whether it works under the real clock until it is told to end (SIGTERM), and tells of every
             batch.
         stays: whether it works on, under a clock of its own, until it is told to end.
+        wall_clock: a file that sets its wall clock (:mod:`faults.jumping`); its lease is the product's then.
     """
 
     config: str
@@ -44,6 +45,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     naive: bool = False
     steady: bool = False
     stays: bool = False
+    wall_clock: str | None = None
 
 
 class Committed(msgspec.Struct, frozen=True, tag="committed"):

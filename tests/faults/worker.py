@@ -290,13 +290,14 @@ class NaiveStore:
         return self.store.put(claim, base, offset, rows, whole=whole)
 
 
-def set_up(parts: Parts, trap: Trap, *, steady: bool) -> Clock:
+def set_up(parts: Parts, trap: Trap, orders: Orders) -> Clock:
     """Put what looks on before the parts."""
     bus: Any = parts.bus
     store: Any = parts.store
     snapshots: Any = parts.snapshots
     if isinstance(bus, SqliteBus):
-        bus._lease = Lease(bus._group, LEASE_S)
+        if orders.wall_clock is None:
+            bus._lease = Lease(bus._group, LEASE_S)
         bus._session._connection = WatchedConnection(bus._session._connection, trap)
     else:
         bus._transactions._producer = WatchedProducer(bus._transactions._producer, trap)
@@ -304,7 +305,7 @@ def set_up(parts: Parts, trap: Trap, *, steady: bool) -> Clock:
     snapshots._files = WatchedFiles(snapshots._files, trap)
     clock = Clock(TICK_S)
     parts.max_records, parts.store = MAX_RECORDS, WatchedStore(store)
-    if steady:
+    if orders.steady:
         parts.observe = lambda processed: say(Worked(processed.partition.partition, time.monotonic()))
     else:
         parts.clock = clock
@@ -334,7 +335,7 @@ def main(text: str) -> int:
                     settings, STREAM, orders.slot, notice=lambda text: say(Noticed(text)), wait=stop.wait
                 )
             )
-            clock = set_up(parts, trap, steady=orders.steady)
+            clock = set_up(parts, trap, orders)
             if orders.naive:
                 make_naive(parts, opened.enter_context(app.open_bus(settings.bus)).producer(), trap)
             idle_s = None if orders.steady or orders.stays else IDLE_POLLS * clock.tick_s

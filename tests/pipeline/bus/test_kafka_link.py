@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,10 @@ from servers import free_port, kafka_server
 from pipeline.bus.kafka import KafkaBroker
 from pipeline.bus.kafka_link import URL_SETTINGS, Link
 from pipeline.bus.kafka_timing import Timing
-from pipeline.errors import BusDown, ConfigError, NotFound, Refused
+from pipeline.errors import BusDown, BusError, ConfigError, NotFound, Refused
 from pipeline.records import Send, TopicPartition, TopicSpec
+
+HOUR_MS = 3_600_000
 
 
 def test_a_url_names_servers_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,3 +218,23 @@ def _answers(bootstrap: str) -> bool:
     except OSError:
         return False
     return True
+
+
+# A broker refuses what a client stamps more than an hour ahead: nothing would go on until that is set right.
+@pytest.mark.kafka
+def test_records_of_a_topic_with_the_brokers_time_do_not_go_by_the_senders_clock(
+    kafka_bootstrap: str,
+) -> None:
+    mine, brokers = f"mine-{uuid.uuid4().hex}", f"brokers-{uuid.uuid4().hex}"
+    now_ms = time.time_ns() // 1_000_000
+    with closing(KafkaBroker(f"kafka://{kafka_bootstrap}")) as broker:
+        broker.admin().create([TopicSpec(mine, 1), TopicSpec(brokers, 1, broker_time=True)])
+        producer = broker.producer()
+        producer.send([Send(brokers, None, b"x", timestamp_ms=now_ms + 2 * HOUR_MS)])
+        producer.flush()
+        read = broker.reader().read(TopicPartition(brokers, 0), 0, 1, 10.0)
+        producer.send([Send(mine, None, b"x", timestamp_ms=now_ms + 2 * HOUR_MS)])
+        with pytest.raises(BusError, match="InvalidTimestamp"):
+            producer.flush()
+
+    assert abs(int(read.timestamp_ms[0]) - now_ms) < HOUR_MS

@@ -504,7 +504,7 @@ def test_a_member_that_polls_keeps_the_group_beyond_its_lease(path: Path) -> Non
     broker.close()
 
 
-def test_a_lease_from_a_clock_since_put_back_is_not_waited_for(file_log: Log, path: Path) -> None:
+def test_a_lease_of_before_the_machine_was_started_is_not_waited_for(file_log: Log, path: Path) -> None:
     follow(file_log)
     other = sqlite3.connect(path)
     other.execute("UPDATE members SET lease_ends_ms = lease_ends_ms + 86400000, process = ''")

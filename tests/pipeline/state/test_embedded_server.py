@@ -159,6 +159,21 @@ def test_a_server_whose_owner_is_gone_keeps_its_folder_until_it_is_gone_too(tmp_
         assert third.owned
 
 
+def test_a_server_that_somebody_kills_comes_again_with_its_data(tmp_path: Path) -> None:
+    with connect(f"embedded:///{tmp_path}") as server, EmbeddedServer(tmp_path) as joined:
+        store = server.store(namespace="offbeat", stream="plant")
+        written(store, 100, packed((0, "a", 1)))
+        killed = pid_of(joined)
+
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: not is_running(killed))
+
+        with EmbeddedServer(tmp_path) as again:
+            assert not again.owned
+            assert pid_of(again) != killed
+        assert held(store) == (100, contents(packed((0, "a", 1))))
+
+
 def test_a_ctrl_c_for_the_owner_leaves_the_server_to_it(tmp_path: Path) -> None:
     with owner(tmp_path) as process:
         assert process.stdout is not None

@@ -108,6 +108,9 @@ class Detector:
         windows = max(min(_PIECE_ITEMS, _PIECE_BYTES // window_bytes), 2 * self.layout.cells + 4)
         self._items = Items.room(size, windows, self.layout.window_rows, self.layout.features)
         self._verdicts = Verdicts.room(size)
+        # Compiled, or loaded, now: a stream may meet its first sweep after hours, and wait for seconds.
+        state = self.fresh("", 0)
+        sweep(self._table(state), self._align[False], self._items, 0, self._spare)
 
     def fresh(self, topic_id: str, next_offset: int) -> PartitionState:
         """The state of a partition of which nothing is known."""
@@ -161,16 +164,7 @@ class Detector:
 
     def _pieces(self, state: PartitionState, columns: Columns, *, has_model: bool) -> Iterator[Windows]:
         """Align the records; yields whenever the scratch space is full, and at the end."""
-        items, policy = self._items, self._align[has_model]
-        clock = np.array([state.clock_ns, state.live, state.sweep_ns], np.int64)
-        table = Table(
-            state.series,
-            state.dirty,
-            clock,
-            state.counters.bins,
-            state.counters.attributes,
-            self._decoder.transforms,
-        )
+        items, policy, table = self._items, self._align[has_model], self._table(state)
         done, swept, n = 0, -1, len(columns.slot)
         while done < n:
             items.size[:] = 0
@@ -181,9 +175,19 @@ class Detector:
                 swept = done
             else:
                 yield self._windows(state)
-        if clock[2] <= clock[0]:
+        if table.clock[2] <= table.clock[0]:
             yield from self._sweep(state, table, has_model=has_model)
-        state.clock_ns, state.live, state.sweep_ns = clock.tolist()
+        state.clock_ns, state.live, state.sweep_ns = table.clock.tolist()
+
+    def _table(self, state: PartitionState) -> Table:
+        return Table(
+            state.series,
+            state.dirty,
+            np.array([state.clock_ns, state.live, state.sweep_ns], np.int64),
+            state.counters.bins,
+            state.counters.attributes,
+            self._decoder.transforms,
+        )
 
     def _sweep(self, state: PartitionState, table: Table, *, has_model: bool) -> Iterator[Windows]:
         slot = 0

@@ -173,8 +173,9 @@ class Decoder:
         """What can be read without the library, which is nothing where the stream's events are not flat."""
         found = Found.room(len(batch), len(self._values))
         if self._flat is not None:
-            text, most_bytes = np.frombuffer(batch.buffer, np.uint8), self._events.max_bytes
-            read(text, batch.value_start, batch.value_length, most_bytes, self._flat, found)
+            read(
+                _text(batch), batch.value_start, batch.value_length, self._events.max_bytes, self._flat, found
+            )
         return found
 
     def _structs(
@@ -267,7 +268,7 @@ class Decoder:
         rejected: list[Rejected],
     ) -> Int32s:
         """int32[n]: the slot of each record's series, -1 for those refused."""
-        slots = state.keys.find(np.frombuffer(batch.buffer, np.uint8), found.key, found.key_length)
+        slots = state.keys.find(_text(batch), found.key, found.key_length)
         unknown = np.flatnonzero(found.plain & good & (slots < 0))
         if len(unknown) or events:
             start = found.key[unknown]
@@ -327,6 +328,11 @@ class Decoder:
         values = [label(event) for label in self._labels]
         texts = ("" if value is None else str(value)[:MAX_LABEL_CHARS] for value in values)
         return tuple(text.replace("\x1f", " ") for text in texts)
+
+
+def _text(batch: RecordBatch) -> NDArray[np.uint8]:
+    """The bytes of a batch, whatever holds them, as the one kind that the kernels are compiled for."""
+    return np.frombuffer(memoryview(batch.buffer).toreadonly(), np.uint8)
 
 
 def _series_key(key: Hashable) -> str:

@@ -193,7 +193,7 @@ def _rows(partition: TopicPartition, batch: Stored, body: memoryview, begin: int
     longs = np.empty((4, count), np.int64)
     lengths = np.empty((2, count), np.int32)
     found = _read(
-        np.frombuffer(body, np.uint8),
+        np.frombuffer(body.toreadonly(), np.uint8),  # whatever holds it: the loop is compiled for one kind
         begin,
         batch.base_offset,
         batch.last_offset_delta,

@@ -363,9 +363,10 @@ class KafkaBus:
         return Assigned(partition, first, end, committed, topic_id)
 
     def _committed(self, partition: TopicPartition) -> int | None:
-        offset: int | None = self._consumer.committed(
-            KafkaPartition(*partition), timeout_ms=COMMITTED_TIMEOUT_MS
-        )
+        asked = KafkaPartition(*partition)
+        # The client keeps a question that timed out, and gives its answer, by then an old one, to the next one.
+        self._consumer._coordinator._offset_fetch_futures.pop(frozenset([asked]), None)  # noqa: SLF001
+        offset: int | None = self._consumer.committed(asked, timeout_ms=COMMITTED_TIMEOUT_MS)
         return offset
 
     def _topic_id(self, partition: TopicPartition) -> str | None:

@@ -15,6 +15,7 @@ from bus_contract import DEADLINE_S, Follower, Log, numbered, turn_until, wait_u
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as KafkaPartition
 from kafka.admin import MemberToRemove
+from kafka.errors import KafkaTimeoutError
 from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata
 
 from pipeline.bus.kafka import KafkaBroker
@@ -375,6 +376,26 @@ def test_a_pending_transaction_holds_back_its_partition_alone(log: Log, kafka_bo
     # T7: and the position is the one that the transaction committed.
     assert member.assigned[TopicPartition(topic, 0)].committed_offset == 2
     assert member.values(topic, 0) == [b"2"]
+
+
+# An answer that comes after its time-out stays in the client, and would be that to whoever asks next.
+def test_a_position_that_was_told_too_late_is_asked_for_again(log: Log) -> None:
+    topic, name = log.topic(), group()
+    log.write(topic, *numbered(2))
+    member = member_of(log, name, topic).read(2)
+    member.commit()
+    wait_until(lambda: log.admin.committed(name, topic) == {0: 2})
+    bus, at = member.bus, TopicPartition(topic, 0)
+    assert isinstance(bus, KafkaBus)
+    with pytest.raises(KafkaTimeoutError):
+        bus._consumer.committed(KafkaPartition(*at), timeout_ms=0)
+    [late] = bus._consumer._coordinator._offset_fetch_futures.values()
+    wait_until(lambda: late.is_done)
+    log.write(topic, b"more")
+    member.read(3).commit()
+    wait_until(lambda: log.admin.committed(name, topic) == {0: 3})
+
+    assert bus._committed(at) == 3
 
 
 # T8: an oversize record fails in the client, and its transaction could still be committed without it.

@@ -364,7 +364,7 @@ class KafkaBus:
 
     def _committed(self, partition: TopicPartition) -> int | None:
         asked = KafkaPartition(*partition)
-        # The client keeps a question that timed out, and gives its answer, by then an old one, to the next one.
+        # The client keeps a question that timed out, and gives its answer, an old one by then, to the next.
         self._consumer._coordinator._offset_fetch_futures.pop(frozenset([asked]), None)  # noqa: SLF001
         offset: int | None = self._consumer.committed(asked, timeout_ms=COMMITTED_TIMEOUT_MS)
         return offset

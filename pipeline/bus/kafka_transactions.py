@@ -16,7 +16,7 @@ import kafka.errors as kafka_errors
 from kafka import TopicPartition as KafkaPartition
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
-from pipeline.bus.kafka_link import Link, enqueue, flush, oversized
+from pipeline.bus.kafka_link import TOO_LARGE, Link, enqueue, flush, oversized
 from pipeline.errors import BusDown, BusError, Refused
 from pipeline.records import Send, TopicPartition
 
@@ -115,7 +115,7 @@ class Transactions:
             if isinstance(error, BusError) and not isinstance(error, BusDown):
                 raise
             # All that is sent behind a refused record fails with its error.
-            if failed and isinstance(failed[0][1], kafka_errors.MessageSizeTooLargeError):
+            if failed and isinstance(failed[0][1], TOO_LARGE):
                 raise oversized(failed[0][0]) from error
             raise Refused(
                 f"Kafka at {self._link.address} did not accept a commit of {membership.group_id} as "

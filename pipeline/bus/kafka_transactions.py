@@ -142,14 +142,15 @@ class Transactions:
         for send in sends:  # the first may have failed before the last is queued
             futures.append(enqueue(producer, send))
             futures[-1].add_errback(lambda error, send=send: failed.append((send, error)))
-        offsets = {KafkaPartition(*p): OffsetAndMetadata(int(o), "", -1) for p, o in positions.items()}
-        producer.send_offsets_to_transaction(offsets, membership)
+        # Where a batch fails while the offsets are asked for, the client waits for their answer without end.
+        # Under a commit that has begun it starts a new epoch, takes the transaction for empty, and says that
+        # the commit is done.
         flush(producer)
         for future in futures:
-            # Where a batch fails under a commit that has begun, the client starts a new epoch, takes the
-            # transaction for empty and reports the commit as done.
             if not future.succeeded():
                 raise future.exception
+        offsets = {KafkaPartition(*p): OffsetAndMetadata(int(o), "", -1) for p, o in positions.items()}
+        producer.send_offsets_to_transaction(offsets, membership)
         producer.commit_transaction()
 
     def _replace(self) -> None:

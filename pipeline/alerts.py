@@ -172,6 +172,9 @@ def timestamp(time_ns: int) -> datetime:
 class DeadLetter(_Record):
     """A record that could not be read, or the count of a range of them beyond the rate that is kept.
 
+    Or an alert that is larger than its topic takes: its id is the key, its JSON the value, and the position
+    that of the record behind it.
+
     As JSON, key and value are base64 in its URL-safe alphabet (RFC 4648, section 5).
     """
 
@@ -207,6 +210,24 @@ class DeadLetter(_Record):
             key=key[:LETTER_BYTES] if key is not None else None,
             value=value[:LETTER_BYTES] if value is not None else None,
             value_bytes=len(value) if value is not None else None,
+        )
+
+    @classmethod
+    def of_alert(cls, alert: Alert, refused: Send) -> DeadLetter:
+        """The letter of an alert that was refused as ``refused``, which has nothing left to leave out."""
+        source, value = alert.source, refused.value or b""
+        return cls(
+            stream=alert.stream,
+            partition=TopicPartition(source.topic, source.partition),
+            offset=source.offset,
+            last_offset=source.offset,
+            count=1,
+            timestamp_ms=round(alert.at.timestamp() * 1_000),
+            reason=f"alert {alert.id} revision {alert.revision} ({alert.state}) of series {alert.series} has "
+            f"{refused.size} bytes without its evidence, more than {refused.topic} takes",
+            key=alert.id.encode(),
+            value=value[:LETTER_BYTES],
+            value_bytes=len(value),
         )
 
     def with_less(self) -> DeadLetter | None:

@@ -19,6 +19,11 @@ A message says what was found, where it was, and what to do next.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.records import Send
+
 
 class OffbeatError(Exception):
     """Base of all errors that end in one clear sentence for the user.
@@ -64,11 +69,14 @@ class BusFull(BusError):  # noqa: N818
 
 
 class TooLarge(BusError):  # noqa: N818
-    """A record is larger than the bus, or its ``topic``, takes; nothing of the call was written."""
+    """A record, ``send``, is larger than the bus or its topic takes; nothing of the call was written.
 
-    def __init__(self, message: str, topic: str) -> None:
+    Others may be as well.
+    """
+
+    def __init__(self, message: str, send: Send) -> None:
         super().__init__(message)
-        self.topic = topic
+        self.send = send
 
 
 class StoreDown(OffbeatError):  # noqa: N818

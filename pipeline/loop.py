@@ -203,6 +203,7 @@ class Worker:
         }
         if self._token is None or not positions:
             return not sends
+        wanted = sends
         while True:
             try:
                 self._parts.bus.commit(self._token, positions, sends)
@@ -219,23 +220,34 @@ class Worker:
                     return False
                 continue
             self._uncommitted, self._committed_at = 0, self._parts.clock()
+            self._report.cut(wanted, sends)
             return True
 
     def _with_less(self, sends: Sequence[Send], refused: TooLarge) -> list[Send] | None:
-        """The same with less in all that goes to the topic of a refused record; None where none is."""
-        config, topic, less = self._parts.config, refused.topic, dict[Send, Send]()
+        """The same with less in all that goes to the topic of a refused record; None where none is.
+
+        Alerts without anything left to leave out become dead letters, if they are as large as that record.
+        """
+        config, topic, less = self._parts.config, refused.send.topic, dict[Send, Send]()
         kinds: dict[str, type[Alert | DeadLetter]] = {
             config.alerts_topic: Alert,
             config.dead_letters_topic: DeadLetter,
         }
         for send in sends:
             if send.topic == topic and topic in kinds:
-                smaller = kinds[topic].model_validate_json(send.value or b"").with_less()
+                output = kinds[topic].model_validate_json(send.value or b"")
+                smaller = output.with_less()
                 if smaller is not None:
                     less[send] = smaller.send(topic)
+                elif isinstance(output, Alert) and send.size >= refused.send.size:
+                    less[send] = DeadLetter.of_alert(output, send).send(config.dead_letters_topic)
         if not less:
             return None
-        self._report.trouble(SIZE, f"{refused}; until then less evidence is published where one is too large")
+        self._report.trouble(
+            SIZE + topic,
+            f"{refused}; until then less evidence is published where one is too large, and a dead letter "
+            "names an alert that is too large without any",
+        )
         return [less.get(send, send) for send in sends]
 
     def _bring_into_force(self) -> None:

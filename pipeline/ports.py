@@ -62,6 +62,8 @@ class Bus(Protocol):
         Raises:
             Refused: ownership was lost or the step failed; nothing was written. The caller drops the
                 state of all partitions, and the next polls announce again what it owns.
+            TooLarge: a record of ``sends`` is larger than its topic takes; nothing was written, ownership and
+                ``token`` stand, and the same step can be tried again with less in it.
             BusDown, BusFull: the bus is locked or has no room; nothing was written, ownership stands,
                 trying again can help.
         """

@@ -149,6 +149,11 @@ class Send:
     timestamp_ms: int | None = None
     partition: int | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes of key and value."""
+        return len(self.key or b"") + len(self.value or b"")
+
 
 @dataclass(frozen=True, slots=True)
 class Assigned:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.accounting import Bin
 from pipeline.config import TRAINING_WINDOWS
 from pipeline.detect import Outputs
 from pipeline.ownership import Owned
-from pipeline.records import Assigned, TopicPartition
+from pipeline.records import Assigned, Send, TopicPartition
 
 BUS, STORE, JOURNAL = "waiting for the bus", "waiting for Redis", "waiting for the journal"
 DAMAGE = "stopped at damage"
 MODEL, SNAPSHOTS = "waiting for a model", "waiting for the snapshots"
-SIZE = "leaving evidence out"
+SIZE = "leaving evidence out of "
+"""And the name of the topic that asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Status:
         bins: records by bin, over the owned partitions, since each was first read.
         gap_filled, frozen: see :class:`pipeline.accounting.Counters`.
         alerts, dead_letters: committed by this worker.
+        cut: of these, committed with less in them, or alerts as dead letters: their topic takes no more.
         columnar: whether records come as columns, see :class:`pipeline.records.Polled`.
     """
 
@@ -44,6 +46,7 @@ class Status:
     bundle_id: str | None = None
     alerts: int = 0
     dead_letters: int = 0
+    cut: int = 0
     columnar: bool = True
 
 
@@ -68,7 +71,7 @@ class Report:
         self.columnar = True
         self._troubles: dict[str, str] = {}
         self._damage = ""
-        self._alerts = self._dead_letters = 0
+        self._alerts = self._dead_letters = self._cut = 0
         self._first_waiting: tuple[float, int] | None = None
 
     def notice(self, message: str) -> None:
@@ -96,6 +99,13 @@ class Report:
             self._alerts += len(one.outputs.alerts)
             self._dead_letters += len(one.outputs.dead_letters)
 
+    def cut(self, wanted: Sequence[Send], committed: Sequence[Send]) -> None:
+        """Count what was committed otherwise than was wanted."""
+        for was, now in zip(wanted, committed, strict=True):
+            self._cut += was is not now
+            self._alerts -= was.topic != now.topic
+            self._dead_letters += was.topic != now.topic
+
     def status(
         self,
         owned: Mapping[TopicPartition, Owned],
@@ -122,6 +132,7 @@ class Report:
             bundle_id=next((state.bundle_id for state in states), None),
             alerts=self._alerts,
             dead_letters=self._dead_letters,
+            cut=self._cut,
             columnar=self.columnar,
         )
 

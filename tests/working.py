@@ -24,7 +24,7 @@ from pipeline.bus.sqlite import SqliteBroker
 from pipeline.config import Config, Stream
 from pipeline.control import Champion, ControlLog, Policy, policy_sha, send, settings_of
 from pipeline.detect import Detector, Outputs
-from pipeline.errors import NotFound, OffbeatError, StoreDown
+from pipeline.errors import NotFound, OffbeatError, StoreDown, TooLarge
 from pipeline.journal import Entry, JournalLog, fold
 from pipeline.loop import Parts, Worker
 from pipeline.ports import Broker, Bus, PutResult, Scorer, StateStore
@@ -145,6 +145,7 @@ class SeenBus:
         failing_polls: the same for polls.
         before_commit: called once, before the next commit.
         announcing: what the next poll announces besides.
+        most: bytes of a record, by topic, as brokers have it.
     """
 
     bus: Bus
@@ -153,6 +154,7 @@ class SeenBus:
     failing_polls: list[OffbeatError] = field(default_factory=list)
     before_commit: Callable[[], object] | None = None
     announcing: tuple[Assigned, ...] = ()
+    most: dict[str, int] = field(default_factory=dict)
 
     def poll(self, max_records: int, timeout_s: float) -> Polled:  # noqa: ARG002 - nobody waits in a test
         if self.failing_polls:
@@ -170,6 +172,9 @@ class SeenBus:
         if self.before_commit:
             hook, self.before_commit = self.before_commit, None
             hook()
+        for each in sends:
+            if each.size > self.most.get(each.topic, each.size):
+                raise TooLarge(f"a record of {each.size} bytes for {each.topic} is too large", each)
         self.bus.commit(token, next_offsets, sends)
         outputs = [send for send in sends if not send.topic.endswith(".journal")]
         if outputs or not sends:

@@ -14,7 +14,7 @@ from kafka import TopicPartition as KafkaPartition
 
 from pipeline.bus.columnar import Columns
 from pipeline.bus.kafka_group import KafkaBus
-from pipeline.bus.kafka_link import Link, Topics, enqueue, flush, oversized
+from pipeline.bus.kafka_link import TOO_LARGE, Link, Topics, enqueue, flush, oversized
 from pipeline.bus.kafka_records import joined
 from pipeline.bus.kafka_transactions import Watchdog
 from pipeline.errors import NotFound
@@ -83,7 +83,7 @@ class KafkaBroker:
 class PlainProducer:
     """Idempotent producing outside transactions; see :class:`pipeline.ports.Producer`.
 
-    A record that Kafka can never accept raises a plain BusError that names its topic and size.
+    A record that Kafka can never accept raises TooLarge, which names its topic and size.
     """
 
     def __init__(self, link: Link, topics: Topics) -> None:
@@ -116,7 +116,7 @@ class PlainProducer:
         if self._failures:
             send, error = self._failures[0]
             self._failures.clear()
-            if isinstance(error, kafka_errors.MessageSizeTooLargeError):
+            if isinstance(error, TOO_LARGE):
                 raise oversized(send) from error
             raise self._link.translated(error, f"producing to {send.topic}") from error
 

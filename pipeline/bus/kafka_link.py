@@ -46,6 +46,9 @@ CLEANUP_POLICY = "cleanup.policy"
 METADATA_MS = 10_000
 """Partitions that are added to a topic are found this soon; the client's default is five minutes."""
 
+TOO_LARGE = kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError
+"""What refuses a record for its size: the client's bound, the topic's, or that of a segment."""
+
 NULL = object()
 """Stands for a null value beside a null key, which the client takes only from a serializer."""
 
@@ -297,7 +300,7 @@ def enqueue(producer: Any, send: Send) -> Any:  # noqa: ANN401 - the client has 
             partition=send.partition,
             timestamp_ms=send.timestamp_ms,
         )
-    except kafka_errors.MessageSizeTooLargeError as error:
+    except TOO_LARGE as error:
         raise oversized(send) from error
     except ValueError as error:  # the client's answer to a partition that does not exist
         raise BusError(f"a record for {send.topic} cannot be written: {error}") from error
@@ -325,11 +328,10 @@ def flush(producer: Any, timeout_s: float | None = None) -> None:  # noqa: ANN40
 
 def oversized(send: Send) -> TooLarge:
     """The error for a record that no attempt can write."""
-    size = len(send.key or b"") + len(send.value or b"")
     return TooLarge(
-        f"a record of {size} bytes for {send.topic} is larger than Kafka accepts; send less in one record, "
-        "or raise max.message.bytes of the topic (this client sends at most 1 MiB)",
-        send.topic,
+        f"a record of {send.size} bytes for {send.topic} is larger than Kafka accepts; send less in one "
+        "record, or raise max.message.bytes of the topic (this client sends at most 1 MiB)",
+        send,
     )
 
 

@@ -16,7 +16,7 @@ import kafka.errors as kafka_errors
 from kafka import TopicPartition as KafkaPartition
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
-from pipeline.bus.kafka_link import Link, enqueue, flush, oversized
+from pipeline.bus.kafka_link import TOO_LARGE, Link, enqueue, flush, oversized
 from pipeline.errors import BusDown, BusError, Refused
 from pipeline.records import Send, TopicPartition
 
@@ -115,7 +115,7 @@ class Transactions:
             if isinstance(error, BusError) and not isinstance(error, BusDown):
                 raise
             # All that is sent behind a refused record fails with its error.
-            if failed and isinstance(failed[0][1], kafka_errors.MessageSizeTooLargeError):
+            if failed and isinstance(failed[0][1], TOO_LARGE):
                 raise oversized(failed[0][0]) from error
             raise Refused(
                 f"Kafka at {self._link.address} did not accept a commit of {membership.group_id} as "
@@ -142,14 +142,15 @@ class Transactions:
         for send in sends:  # the first may have failed before the last is queued
             futures.append(enqueue(producer, send))
             futures[-1].add_errback(lambda error, send=send: failed.append((send, error)))
-        offsets = {KafkaPartition(*p): OffsetAndMetadata(int(o), "", -1) for p, o in positions.items()}
-        producer.send_offsets_to_transaction(offsets, membership)
+        # Where a batch fails while the offsets are asked for, the client waits for their answer without end.
+        # Under a commit that has begun it starts a new epoch, takes the transaction for empty, and says that
+        # the commit is done.
         flush(producer)
         for future in futures:
-            # Where a batch fails under a commit that has begun, the client starts a new epoch, takes the
-            # transaction for empty and reports the commit as done.
             if not future.succeeded():
                 raise future.exception
+        offsets = {KafkaPartition(*p): OffsetAndMetadata(int(o), "", -1) for p, o in positions.items()}
+        producer.send_offsets_to_transaction(offsets, membership)
         producer.commit_transaction()
 
     def _replace(self) -> None:

@@ -84,12 +84,12 @@ class Outbox:
             lane = lanes.by_key.get(send.key) if send.partition is None else None
             if lane is None:
                 lane = lanes.lane(send)
-            size = len(send.value or b"") + len(send.key or b"")
+            size = send.size
             if size > RECORD_BYTES:
                 raise TooLarge(
                     f"a record of {size} bytes for topic {send.topic!r} is larger than {RECORD_BYTES}, "
                     "the most that the SQLite bus takes",
-                    send.topic,
+                    send,
                 )
             lane.append(send)
             self.records += 1

@@ -16,8 +16,8 @@ from .words import Orders, Point
 
 MOST_BYTES = 850
 """Of a batch with one alert, CloudEvents attributes and all; with its windows it has some 1,600."""
-KILLED = ((Point.SCORED, 8), (Point.COMMITTED, 8))
-"""Not in the midst of a transaction: a refused one costs the producer, and what watches it."""
+KILLED = ((Point.SCORED, 8), (Point.SENT, 8), (Point.ASKED, 8), (Point.COMMITTED, 8))
+"""The second and the third are reached by the commit with less, when the one before it was refused."""
 
 
 @dataclass(frozen=True)

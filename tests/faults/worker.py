@@ -189,8 +189,6 @@ class WatchedProducer(Before):
     """Before the producer of Kafka's transactions."""
 
     def send_offsets_to_transaction(self, *arguments: Any) -> None:  # noqa: ANN401 - the client has no types
-        if self.trap.point is Point.SENT:
-            self.real.flush()  # it queues: the outputs shall be in the log
         self.trap.reach_with_outputs(Point.SENT)
         self.real.send_offsets_to_transaction(*arguments)
 
@@ -220,6 +218,19 @@ class WatchedProducer(Before):
             return future
 
         client.send = sent
+
+
+def watch(transactions: Any, trap: Trap) -> None:  # noqa: ANN401 - its producer has no types
+    """Stand before every producer that it will have; a failed transaction costs it one."""
+    start = transactions.start
+
+    def started() -> None:
+        start()
+        if not isinstance(transactions._producer, WatchedProducer):
+            transactions._producer = WatchedProducer(transactions._producer, trap)
+
+    transactions.start = started
+    started()
 
 
 class WatchedScript(Before):
@@ -300,7 +311,7 @@ def set_up(parts: Parts, trap: Trap, orders: Orders) -> Clock:
             bus._lease = Lease(bus._group, LEASE_S)
         bus._session._connection = WatchedConnection(bus._session._connection, trap)
     else:
-        bus._transactions._producer = WatchedProducer(bus._transactions._producer, trap)
+        watch(bus._transactions, trap)
     store._put_script = WatchedScript(store._put_script, trap)
     snapshots._files = WatchedFiles(snapshots._files, trap)
     clock = Clock(TICK_S)

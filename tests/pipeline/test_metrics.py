@@ -28,6 +28,7 @@ STATUS = Status(
     series=6,
     alerts=8,
     dead_letters=9,
+    cut=10,
     columnar=False,
 )
 
@@ -68,6 +69,7 @@ def test_every_metric_is_served_with_its_meaning_and_nothing_else() -> None:
         "offbeat_rows_frozen": {(of,): 4},
         "offbeat_alerts_committed": {(of,): 8},
         "offbeat_dead_letters_committed": {(of,): 9},
+        "offbeat_outputs_cut": {(of,): 10},
         "offbeat_lag_records": {(of,): 7},
         "offbeat_series": {(of,): 6},
         "offbeat_partitions_owned": {(of,): 2},

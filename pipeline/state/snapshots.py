@@ -11,7 +11,7 @@ import logging
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
 import cramjam
@@ -74,7 +74,12 @@ class FolderSnapshots:
         draft = f"{folder}/.{uuid.uuid4().hex}"
         with self._doing("write"):
             self._files.makedirs(folder, exist_ok=True)
-            self._files.pipe_file(draft, encode(rows))
+            try:
+                self._files.pipe_file(draft, encode(rows))
+            except OSError:
+                with suppress(OSError):  # half a draft would take the last room of a disk that is full
+                    self._files.rm_file(draft)
+                raise
             self._files.mv(draft, path)
             for left in self._listed(folder):
                 if left.rsplit("/", 1)[-1].startswith("."):  # of a writer that was killed

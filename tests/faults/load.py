@@ -38,6 +38,7 @@ streams:
       late: {late}
       silent_after: 1000s
       forget_after: 1500s
+      max_bytes: {max_bytes}
     model: {{window: 8}}
     threshold: {{k: {k}}}
     alerts: {{recovery: {recovery}}}
@@ -46,6 +47,8 @@ POLICIES: Sequence[dict[str, object]] = (
     {"late": "40s", "k": 12, "recovery": 3},
     {"late": "60s", "k": 12, "recovery": 5},  # other rows: alerts end and every series begins anew
 )
+MAX_BYTES = 1_020_000
+"""Little enough for a longer record to fit into Kafka."""
 SILENT = {5: [(300, 420)], 8: [(100, 300), (900, 1_100)], 9: [(100, 300), (900, 1_100)]}
 """Rows that series leave out: the first falls silent, the others are gone after a while, and come again."""
 CHANGES = 8
@@ -58,7 +61,13 @@ def settings_text(
     """The configuration of an installation under a policy; ``state`` of None is an embedded server."""
     state = state or f"embedded:///{folder}/state"
     return TEXT.format(
-        namespace=namespace, bus=bus, state=state, folder=folder, registry=registry, **POLICIES[policy]
+        namespace=namespace,
+        bus=bus,
+        state=state,
+        folder=folder,
+        registry=registry,
+        max_bytes=MAX_BYTES,
+        **POLICIES[policy],
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import resource
 import uuid
 from pathlib import Path
 
@@ -265,6 +266,18 @@ class TestAFolderThatFails:
     def test_a_copy_that_cannot_be_written_is_said_with_its_folder(self, blocked: str) -> None:
         with pytest.raises(StoreDown, match=f"cannot write the snapshots in {blocked} .*see that the folder"):
             save(snapshots(blocked), 1)
+
+    def test_nothing_is_left_of_a_copy_that_found_no_room(self, tmp_path: Path) -> None:
+        folder, before = tmp_path / "copies", resource.getrlimit(resource.RLIMIT_FSIZE)
+        kept, rows_ = snapshots(str(folder)), many(5_000, seed=1)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))  # as on a disk that is nearly full
+            with pytest.raises(StoreDown, match="and has room"):
+                kept.save(AT, "t1", 12, 0, rows_)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+        assert not [path for path in folder.rglob("*") if path.is_file()]
 
     def test_what_cannot_be_listed_is_not_taken_for_nothing(self, blocked: str) -> None:
         with pytest.raises(StoreDown, match=f"cannot read the snapshots in {blocked}"):

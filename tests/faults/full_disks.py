@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+import sqlite3
 import subprocess
 import tempfile
 import time
@@ -16,16 +18,23 @@ from pathlib import Path
 
 from servers import KafkaServer, kafka_cluster
 
+from pipeline.bus.kafka_transactions import HUNG_EXIT_CODE
+from pipeline.errors import BusDown
 from pipeline.state import connect as connect_state
 
-from .broker import ALONE, BEFORE, FOUND_DEAD_S, HOMES
-from .place import DEADLINE_S, Grounds, Run, place_at, running, supervised
+from .broker import AFTER, ALONE, BEFORE, FOUND_DEAD_S, HOMES
+from .place import DEADLINE_S, Grounds, Place, Run, Worker, place_at, running, supervised
 from .seam import Fault, Outcome, judged
-from .words import Orders
+from .valkey import must, start, work_on
+from .words import Orders, Point
 
 SMALL, LARGE = "48m", "400m"
 """Of the bus or the snapshots; and of a broker, whose indices alone take much of it."""
 BLOCK = bytes(1 << 16)
+STRETCH = 1_200
+"""Records that are read at once."""
+WAITED_S = 3.0
+DOWN = re.compile("no Kafka broker answers at .* start it|did not answer while .* see that its brokers run")
 
 
 class Disk:
@@ -46,12 +55,18 @@ class Disk:
     @property
     def is_full(self) -> bool:
         """Whether not one byte more can be written."""
+        probe = self.folder / "probe"
         try:
-            with (self.folder / "probe").open("wb", buffering=0) as probe:
-                probe.write(b"x")
+            probe.write_bytes(b"x")
         except OSError as error:
             return error.errno == errno.ENOSPC
+        finally:
+            probe.unlink(missing_ok=True)
         return False
+
+    def files(self) -> set[Path]:
+        """What lies on it."""
+        return {path for path in self.folder.rglob("*") if path.is_file() and path != self._ballast}
 
     def empty(self) -> None:
         """Make room."""
@@ -84,15 +99,9 @@ def can_mount() -> bool:
             return False
 
 
-def _until_told(run: Run, words: str) -> None:
-    run.follow(lambda: run.workers[-1].ended or any(words in notice for notice in run.notices))
-    if not any(words in notice for notice in run.notices):
-        raise AssertionError(f"no worker said {words!r}\n{run.told()}")
-
-
 @dataclass(frozen=True)
 class FullSnapshots:
-    """The folder of the snapshots has no room for a while."""
+    """The folder of the snapshots has no room for a while, under a live worker."""
 
     name = "the snapshots' disk is full"
     tries = 1
@@ -103,28 +112,45 @@ class FullSnapshots:
         return ("sqlite", "kafka") if can_mount() else ()
 
     def suffer(self, grounds: Grounds) -> Outcome:
-        with place_at(grounds) as place, disk(Path(place.settings.snapshots), SMALL) as small:
-            with running(place) as run:
+        with (
+            place_at(grounds, fed=False) as place,
+            disk(Path(place.settings.snapshots), SMALL) as small,
+        ):
+            with running(place, deciding=False) as run:
+                worker = start(run, 0)
+                work_on(run, STRETCH)
+                work_on(run, STRETCH, decide=True)
                 small.fill()
-                worker = run.start(Orders(config=str(place.path)))
-                _until_told(run, "cannot write the snapshots")
-                full = small.is_full
+                before = small.files()
+                for _ in range(2):  # every decision asks for copies
+                    work_on(run, STRETCH, decide=True)
+                must(small.is_full, "the disk is full")
+                must_have_told_once(run, "cannot write the snapshots")
+                must(small.files() == before, "nothing half written is left there")
                 run.strike()
                 small.empty()
-                run.follow(lambda: worker.ended)
+                work_on(run, STRETCH, decide=True)
+                work_on(run, STRETCH)
+                must(len(small.files()) > len(before), "snapshots are taken again")
+                run.end(worker)
             verdict = judged(place, run)
-        if not full or not verdict.snapshots:
-            verdict.wrong.append(f"full: {full}, snapshots afterwards: {verdict.snapshots}")
         return Outcome(self, grounds.bus, verdict, [run.recovery_s])
 
 
 @dataclass(frozen=True)
 class FullBus:
-    """The disk of the SQLite bus has no room for a while."""
+    """The disk of the SQLite bus has no room for a while; a worker stands there, or another takes over.
 
-    name = "the bus's disk is full"
+    It stands before a commit while the disk is filled, so that this commit is the first to fail.
+    """
+
+    takeover: bool
     tries = 1
     given_up = ""
+
+    @property
+    def name(self) -> str:
+        return f"the bus's disk is full{', and the worker is killed' * self.takeover}"
 
     @property
     def buses(self) -> tuple[str, ...]:
@@ -136,18 +162,63 @@ class FullBus:
             grounds = replace(grounds, folder=small.folder / "place")
             with place_at(grounds, state=state) as place, closing(connect_state(place.settings.state)):
                 with running(place) as run:
-                    worker = run.start(Orders(config=str(place.path)))
-                    run.follow(lambda: worker.ended or run.position > BEFORE)
-                    small.fill()
-                    _until_told(run, "the disk is full")
-                    full, at = small.is_full, sum(place.committed().values())
-                    run.strike()
-                    small.empty()
-                    run.follow(lambda: worker.ended)
+                    self._suffer(run, small)
                 verdict = judged(place, run)
-        if not full or at >= place.records:
-            verdict.wrong.append(f"full: {full}, and {at} of {place.records} were committed")
         return Outcome(self, grounds.bus, verdict, [run.recovery_s])
+
+    def _suffer(self, run: Run, small: Disk) -> None:
+        place = run.place
+        orders = Orders(config=str(place.path), point=Point.SCORED, after=AFTER, stop=True)
+        worker = run.start(orders)
+        run.follow(lambda: worker.reached or worker.ended)
+        worker.wait_until_stopped()
+        _empty_log(place)
+        small.fill()
+        before = place.committed()
+        worker.go_on()
+        must_wait(run, worker)
+        if self.takeover:
+            worker.process.kill()
+            run.follow(lambda: worker.ended)
+            run.notices.clear()
+            worker = run.start(Orders(config=str(place.path)))
+            must_wait(run, worker)
+        must(small.is_full and place.committed() == before, "nothing was committed meanwhile")
+        run.strike()
+        small.empty()
+        run.follow(lambda: worker.ended)
+        must(worker.process.returncode == 0, f"it came to its end\n{run.told()}")
+
+
+def must_wait(run: Run, worker: Worker) -> None:
+    """The worker says once what is full, stays, and takes next to nothing of its processor."""
+    words = "the disk is full; nothing was written; free some room"
+    run.follow(lambda: worker.ended or any(words in notice for notice in run.notices))
+    before_s = _busy_s(worker)
+    time.sleep(WAITED_S)  # the fault itself lasts so long
+    must(worker.process.poll() is None, f"it waits\n{run.told()}")
+    must(_busy_s(worker) - before_s < WAITED_S / 2, "it does not spin")
+    run.follow(run.said.empty)
+    must_have_told_once(run, words)
+
+
+def must_have_told_once(run: Run, words: str) -> None:
+    """However often it was met."""
+    told = sum(words in notice for notice in run.notices)
+    must(told == 1, f"one notice says {words!r}, and not {told}\n{run.told()}")
+
+
+def _busy_s(worker: Worker) -> float:
+    """How long a process has had a processor."""
+    user, system = Path(f"/proc/{worker.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _empty_log(place: Place) -> None:
+    """Leave no room in the bus's write-ahead log that the next commit could take."""
+    with closing(sqlite3.connect(place.folder / "bus.db")) as connection:
+        busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    must(not busy, "the log of the bus is empty")
 
 
 @dataclass(frozen=True)
@@ -156,7 +227,10 @@ class FullBroker:
 
     name = "the broker's disk is full, and it is started again with room"
     tries = 1
-    given_up = ALONE
+    given_up = (
+        f"{ALONE} That the disk is full stands in Kafka's own log alone; the worker says that no broker "
+        "answers, and where."
+    )
 
     @property
     def buses(self) -> tuple[str, ...]:
@@ -185,23 +259,34 @@ class FullBroker:
                 there = replace(grounds, kafka=server.bootstrap, folder=grounds.folder / "place")
                 with place_at(there) as place, closing(connect_state(place.settings.state)):
                     with running(place) as run:
-                        worker = run.start(Orders(config=str(place.path)))
-                        run.follow(lambda: worker.ended or run.position > BEFORE)
-                        small.fill()
-                        assert server.process is not None
-                        server.process.wait(DEADLINE_S)
-                        run.strike()
-                        small.empty()
-                        time.sleep(2 * FOUND_DEAD_S)  # nobody but the controller knows when it has
-                        server.start()
-                        server.wait()
-                        supervised(run, Orders(config=str(place.path)), worker)
+                        self._suffer(run, server, small)
                     verdict = judged(place, run)
         return Outcome(self, "kafka", verdict, [run.recovery_s])
+
+    @staticmethod
+    def _suffer(run: Run, server: KafkaServer, small: Disk) -> None:
+        orders = Orders(config=str(run.place.path))
+        worker = run.start(orders)
+        run.follow(lambda: worker.ended or run.position > BEFORE)
+        small.fill()
+        assert server.process is not None
+        server.process.wait(DEADLINE_S)
+        must(small.is_full, "the disk is full")
+        while not any(DOWN.search(notice) for notice in run.notices):
+            run.follow(lambda worker=worker: worker.ended or any(map(DOWN.search, run.notices)))
+            if worker.ended:  # it hung in a commit, and its supervisor starts it again
+                must(worker.process.returncode in {HUNG_EXIT_CODE, BusDown.exit_code}, "the bus ended it")
+                worker = run.start(orders)
+        run.strike()
+        small.empty()
+        time.sleep(2 * FOUND_DEAD_S)  # nobody but the controller knows when it has
+        server.start()
+        server.wait()
+        supervised(run, orders, worker)
 
 
 def faults() -> Iterator[Fault]:
     """All of this module."""
     yield FullSnapshots()
-    yield FullBus()
+    yield from (FullBus(takeover) for takeover in (False, True))
     yield FullBroker()

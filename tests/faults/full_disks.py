@@ -157,7 +157,7 @@ class FullBus:
         return ("sqlite",) if can_mount() else ()
 
     def suffer(self, grounds: Grounds) -> Outcome:
-        state = f"embedded://{grounds.folder.parent / 'state'}"
+        state = f"embedded:///{grounds.folder.parent / 'state'}"
         with disk(grounds.folder, SMALL) as small:
             grounds = replace(grounds, folder=small.folder / "place")
             with place_at(grounds, state=state) as place, closing(connect_state(place.settings.state)):

@@ -30,7 +30,7 @@ from pipeline.records import Send
 
 from . import load
 from .load import STREAM
-from .words import Became, Claimed, Committed, Noticed, Orders, Reached, Said, Worked
+from .words import Became, Claimed, Committed, Noticed, Orders, Reached, Said, Waits, Worked
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60.0
@@ -208,6 +208,7 @@ class Run:
         wrong: what was seen that must never be.
         reread: by how many records the states that were claimed lay behind the committed positions.
         notices: sentences of the workers.
+        waits_s: how long workers wait before they try again, one after another.
         commits: by each worker, that moved the position.
         struck_s: when the last blow came.
         recovery_s: from it to the next newly settled batch.
@@ -224,6 +225,7 @@ class Run:
     wrong: list[str] = field(default_factory=list)
     reread: list[int] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    waits_s: list[float] = field(default_factory=list)
     commits: dict[int, int] = field(default_factory=dict)
     struck_s: float = 0.0
     recovery_s: float = math.nan
@@ -291,6 +293,8 @@ class Run:
                 self.doings.setdefault(worker.process.pid, []).append(word)
             case Noticed(text):
                 self.notices.append(text)
+            case Waits(for_s):
+                self.waits_s.append(for_s)
 
     def _settle(self, worker: Worker, word: Committed) -> None:
         """The position moves, and at some positions something is decided."""

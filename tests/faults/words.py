@@ -82,8 +82,14 @@ class Noticed(msgspec.Struct, frozen=True, tag="noticed"):
     text: str
 
 
+class Waits(msgspec.Struct, frozen=True, tag="waits"):
+    """The worker lets so much time go by before it tries again."""
+
+    for_s: float
+
+
 class Reached(msgspec.Struct, frozen=True, tag="reached"):
     """The point: the next thing is the signal."""
 
 
-Said = Committed | Claimed | Worked | Became | Noticed | Reached
+Said = Committed | Claimed | Worked | Became | Noticed | Waits | Reached

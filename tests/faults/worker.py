@@ -36,7 +36,7 @@ from pipeline.ports import Bus, Producer, PutResult, StateStore
 from pipeline.records import Claim, PackedRows, Polled, Send, Token, TopicPartition
 from pipeline.status import Status
 
-from .words import Became, Claimed, Committed, Noticed, Orders, Point, Reached, Said, Worked
+from .words import Became, Claimed, Committed, Noticed, Orders, Point, Reached, Said, Waits, Worked
 
 STREAM = "machines"
 MAX_RECORDS = 200
@@ -343,7 +343,11 @@ def main(text: str) -> int:
             stop = opened.enter_context(stopping())
             parts = opened.enter_context(
                 app.open_parts(
-                    settings, STREAM, orders.slot, notice=lambda text: say(Noticed(text)), wait=stop.wait
+                    settings,
+                    STREAM,
+                    orders.slot,
+                    notice=lambda text: say(Noticed(text)),
+                    wait=lambda wait_s: (say(Waits(wait_s)), stop.wait(wait_s))[1],
                 )
             )
             clock = set_up(parts, trap, orders)

@@ -15,8 +15,10 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from models.residuals import affine
 from pipeline.errors import ConfigError
 
 # One thread, for the whole process: the products here are small, and threads that wait for each other on a
@@ -154,3 +156,16 @@ class Autoencoder:
     def reconstruct(self, inputs: Tensor) -> Tensor:
         """What is left of float32[M, n, width] after passing through the code; same shape."""
         return self.decode(self.encode(inputs))
+
+    def reconstruct_by(self, models: NDArray[np.int64], inputs: Tensor) -> Tensor:
+        """The same for float32[G, n, width] by the networks int64[G], without a copy of their weights.
+
+        For few rows each: copying the weights of networks that do not stand side by side takes more time then
+        than the products do.
+        """
+        values, last = inputs, len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            outputs = torch.empty(*values.shape[:2], weight.shape[2])
+            affine(values.numpy(), weight.numpy(), bias.numpy(), models, outputs.numpy())
+            values = outputs.tanh_() if layer < last else outputs
+        return values

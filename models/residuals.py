@@ -1,4 +1,4 @@
-"""The two ends of a reconstruction as compiled loops: windows to inputs, and outputs to errors."""
+"""What surrounds the products of a reconstruction, as compiled loops; and products of few rows each."""
 
 from __future__ import annotations
 
@@ -53,3 +53,21 @@ def compare(target: Float32s, output: Float32s, members: Int64s, features: int, 
             errors[0, members[group, place]] = np.sqrt(whole / np.float32(width))
             errors[1, members[group, place]] = np.sqrt(last / np.float32(features))
             row += 1
+
+
+@kernel(reassociate=True)
+def affine(inputs: Float32s, weights: Float32s, biases: Float32s, models: Int64s, outputs: Float32s) -> None:
+    """One layer by the models int64[G], whose weights are read where they stand.
+
+    ``inputs`` are float32[G, P, in], ``weights`` float32[M, in, out], ``biases`` float32[M, 1, out], and
+    ``outputs`` float32[G, P, out].
+    """
+    for group in range(inputs.shape[0]):
+        model = models[group]
+        for place in range(inputs.shape[1]):
+            for j in range(outputs.shape[2]):
+                outputs[group, place, j] = biases[model, 0, j]
+            for i in range(inputs.shape[2]):
+                value = inputs[group, place, i]
+                for j in range(outputs.shape[2]):
+                    outputs[group, place, j] += value * weights[model, i, j]

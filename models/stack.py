@@ -23,6 +23,7 @@ Int64s = NDArray[np.int64]
 
 _VALUES_AT_ONCE: Final = 262_144  # 1 MiB of float32: a block and its two copies stay in cache
 _GROUP_ALONE: Final = 64  # rows of one model from which a product of its own costs less than padding
+_FEW: Final = 8  # rows of each model up to which copying its weights costs more than what it saves
 _FLOAT32_SAFE: Final = 1e37  # what lies this far off is clipped anyway; beyond, float32 could make NaN
 
 
@@ -46,6 +47,7 @@ class Stack:
         rows = self.network.weights[0].shape[1] // features
         self._inverse = np.tile(inverse.astype(np.float32), rows)
         self._each_row = torch.eye(features).repeat(1, rows)
+        self.network.reconstruct_by(np.zeros(1, np.int64), torch.zeros(1, 1, rows * features))  # compiles it
 
     def score(self, windows: Windows) -> Errors:
         """The root of the mean absolute residual, over the window and over its last row alone.
@@ -65,7 +67,7 @@ class Stack:
                 # A product with ones and zeros is exact, and faster than broadcasting over a few features.
                 torch.mm(offset[torch.from_numpy(members.ravel())], self._each_row, out=target)
                 scale(tails, self._inverse, models, members, target.numpy(), inputs.numpy())
-                output = self.network.pick(_as_slice(models)).reconstruct(inputs.view(groups, padded, width))
+                output = self._reconstruct(models, inputs.view(groups, padded, width))
                 compare(target.numpy(), output.view(-1, width).numpy(), members, features, errors)
         return Errors(errors[0].astype(np.float64), errors[1].astype(np.float64))
 
@@ -89,6 +91,14 @@ class Stack:
         even = np.full_like(by_feature, 1 / target.shape[2])
         share = np.divide(by_feature, total, out=even, where=total > 0)
         return Explanation(observed, rebuilt * spread + median, share)
+
+    def _reconstruct(self, models: Int64s, inputs: Tensor) -> Tensor:
+        """Inputs float32[G, P, W x F] by the models int64[G]."""
+        if models[-1] - models[0] == len(models) - 1:  # side by side, they need no copy of their weights
+            return self.network.pick(slice(int(models[0]), int(models[-1]) + 1)).reconstruct(inputs)
+        if inputs.shape[1] <= _FEW:
+            return self.network.reconstruct_by(models, inputs)
+        return self.network.pick(torch.from_numpy(models)).reconstruct(inputs)
 
     def _offset(self, windows: Windows) -> Float32s:
         """What the anchor adds to a scaled tail, float32[n, F]; the difference is taken in float64."""
@@ -133,10 +143,3 @@ def _blocks(model: Int32s, per_block: int) -> Iterator[tuple[Int64s, Int64s]]:
             groups = chosen[first : first + at_once]
             place = np.minimum(np.arange(padded), counts[groups, None] - 1)
             yield ids[groups], order[starts[groups, None] + place]
-
-
-def _as_slice(models: Int64s) -> slice | Tensor:
-    """Models that stand side by side need no copy of their weights."""
-    if models[-1] - models[0] == len(models) - 1:
-        return slice(int(models[0]), int(models[-1]) + 1)
-    return torch.from_numpy(models)

@@ -24,7 +24,7 @@ from pipeline.ports import Admin, Bus, Models, Reader, Snapshots, StateStore
 from pipeline.records import Assigned, RecordBatch, Send, Token, TopicPartition
 from pipeline.status import BUS, DAMAGE, JOURNAL, MODEL, SIZE, STORE, Processed, Report, Status
 
-MAX_RECORDS = 20_000
+MAX_RECORDS = 50_000
 POLL_S = 0.2
 COMMIT_S, COMMIT_RECORDS = 1.0, 100_000
 RETRY_S = 1.0

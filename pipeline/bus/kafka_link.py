@@ -41,6 +41,8 @@ URL_SETTINGS = {
 }
 DEFAULT_PORT = 9092
 CONNECT_TIMEOUT_S = 3.0
+FETCH_BYTES = 4 << 20
+"""Of a partition at once; of 1 MiB, the client's default, a backlog comes in batches too small to be fast."""
 BOOTSTRAP_TIMEOUT_MS = 10_000
 CLEANUP_POLICY = "cleanup.policy"
 METADATA_MS = 10_000
@@ -116,6 +118,7 @@ class Link:
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 fetch_max_wait_ms=100,
+                max_partition_fetch_bytes=FETCH_BYTES,
                 metadata_max_age_ms=METADATA_MS,
                 enable_incremental_fetch_sessions=False,  # they leave out partitions that nothing came of
                 metrics_enabled=False,

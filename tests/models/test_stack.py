@@ -55,9 +55,14 @@ def by_definition(stack: Stack, windows: Windows) -> np.ndarray:
         np.arange(MODELS),
         np.random.default_rng(1).integers(0, MODELS, 500),
         np.random.default_rng(2).geometric(0.2, 900).clip(0, MODELS - 1),
+        np.repeat([0, 2, 5], 3),
+        np.repeat([0, 2, 5], 30),
         np.zeros(0),
     ],
-    ids=["one model", "the last model", "even", "one each", "random", "skewed", "none"],
+    ids=[
+        *("one model", "the last model", "even", "one each", "random", "skewed"),
+        *("few of models apart", "many of models apart", "none"),
+    ],
 )
 def test_errors_are_those_of_the_definition_in_any_mix_of_models(stack: Stack, models: np.ndarray) -> None:
     windows = some_windows(models)

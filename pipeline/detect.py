@@ -29,7 +29,7 @@ LETTERS_PER_S = 1_000
 """Dead letters of a partition and second that keep their bytes; beyond it ranges are counted."""
 _DRAWN_FEATURES = 8
 """Features of an alert that come with their whole window."""
-_PIECE_ITEMS = 20_480
+_PIECE_ITEMS = 51_200
 """A whole poll in one piece: stacked models share the cost of reading their weights among more rows."""
 _PIECE_BYTES = 32 << 20
 _NO_ERRORS = Errors(np.zeros(0), np.zeros(0))

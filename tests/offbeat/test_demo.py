@@ -6,7 +6,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from producers import host
 
 COMMAND = [str(Path(sys.executable).with_name("offbeat")), "demo", "--seconds", "20", "--json"]
 NO_ALERT, INTERRUPTED = 1, 130
+pytestmark = pytest.mark.timeout(300)
 
 
 class End(Enum):
@@ -35,51 +37,45 @@ class End(Enum):
     BY_ITSELF = "closing", 0, 0
 
 
+@dataclass(eq=False)
 class Run:
-    """A demo in a folder of its own; whoever it started is remembered by process id."""
+    """A demo in a folder of its own, played to its end; whoever it started is remembered by process id."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self.folder = folder
-        self.process = subprocess.Popen(
-            COMMAND, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.started: set[psutil.Process] = set()
-        self.said = ""
+    end: End
+    folder: Path
+    code: int | None = None
+    out: str = ""
+    said: str = ""
+    left: list[str] = field(default_factory=list)
 
-    def until(self, phase: str) -> None:
-        """Read its progress up to a phase."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said += line
-            self.started |= set(psutil.Process(self.process.pid).children(recursive=True))
-            if PHASES[phase][1] in line:
-                return
-        pytest.fail(f"the demo ended before {phase}: {self.said}")
-
-    def end(self) -> tuple[int, str]:
-        """Wait for its end; its exit code and standard output."""
-        out, said = self.process.communicate(timeout=90)
-        self.said += said
-        return self.process.returncode, out
-
-    def left(self) -> list[str]:
-        """What is still there of it, after a moment for those that end by themselves."""
-        _, alive = psutil.wait_procs(self.started, timeout=10)
-        return [*(str(each) for each in alive), *(str(path) for path in self.folder.rglob("*"))]
+    def play(self) -> Run:
+        """Follow what it says, end it in its phase, and look at what is left."""
+        phase, ending, _ = self.end.value
+        self.folder.mkdir()
+        started: set[psutil.Process] = set()
+        with subprocess.Popen(
+            COMMAND, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None
+            assert process.stdout is not None
+            for line in process.stderr:
+                started |= set(psutil.Process(process.pid).children(recursive=True))
+                if ending and PHASES[phase][1] in line and PHASES[phase][1] not in self.said:
+                    process.send_signal(ending)
+                self.said += line
+            self.out = process.stdout.read()
+        self.code = process.returncode
+        _, alive = psutil.wait_procs(started, timeout=10)  # a moment for those that end by themselves
+        self.left = [*(str(each) for each in alive), *(str(path) for path in self.folder.rglob("*"))]
+        return self
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[End, Run]]:
-    """One demo for each end, side by side because each takes a minute; none outlives the tests."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[End, Run]:
+    """One demo for each end, side by side because each takes a minute."""
     folder = tmp_path_factory.mktemp("demos")
-    started = {end: Run(folder / end.name) for end in End}
-    try:
-        yield started
-    finally:
-        for run in started.values():
-            run.process.kill()
-            run.process.communicate()
+    with ThreadPoolExecutor(len(End)) as pool:
+        return dict(zip(End, pool.map(lambda end: Run(end, folder / end.name).play(), End), strict=True))
 
 
 # Each phase has other parts at work: the compiler, the worker, the training, the busy processes.
@@ -87,23 +83,18 @@ def test_nothing_is_left_however_it_ends(runs: dict[End, Run]) -> None:
     for end in End:
         if end is End.BY_ITSELF:
             continue
-        phase, ending, code = end.value
-        runs[end].until(phase)
-        runs[end].process.send_signal(ending)
+        run = runs[end]
 
-        assert runs[end].end() == (code, ""), end
-        assert runs[end].left() == [], end
+        assert (run.code, run.out) == (end.value[2], ""), (end, run.said)
+        assert run.left == [], end
 
 
 # Whether this machine is quiet enough for the burst to stand out is not the test's to say; that the demo says
 # which it was, and where each record went, is.
 def test_every_record_is_accounted_for_and_nothing_is_left(runs: dict[End, Run]) -> None:
     run = runs[End.BY_ITSELF]
-    run.until("burst")
 
-    code, out = run.end()
-
-    result = json.loads(out)
+    result = json.loads(run.out)
     assert list(result) == ["records_read", "bins", "alerts"]
     assert list(result["bins"]) == [each.name.lower() for each in Bin]
     assert result["records_read"] == sum(result["bins"].values())
@@ -112,10 +103,10 @@ def test_every_record_is_accounted_for_and_nothing_is_left(runs: dict[End, Run])
     assert result["bins"]["dead_lettered"] == result["bins"]["late"] == 0
     for alert in result["alerts"]:
         assert alert["state"] == ("firing" if alert["revision"] == 1 else "resolved")
-    assert code in {0, NO_ALERT}
-    assert ("no alert followed the burst" in run.said) == (code == NO_ALERT)
-    assert result["alerts"] or code == NO_ALERT
-    assert run.left() == []
+    assert run.code in {0, NO_ALERT}
+    assert ("no alert followed the burst" in run.said) == (run.code == NO_ALERT)
+    assert result["alerts"] or run.code == NO_ALERT
+    assert run.left == []
 
 
 def test_too_short_a_time_is_refused(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from feeding import COMPILED, PARTITION, Feed, S, batch, metric, reading, stream
+from feeding import PARTITION, Feed, S, batch, metric, reading, stream
 
+from pipeline import detect
 from pipeline.detect import LETTERS_PER_S, Detector
 from pipeline.ports import Calibrated, Errors, Windows
 from pipeline.records import RecordBatch
@@ -281,12 +282,17 @@ class TestRowsForTraining:
 
 
 class TestMoreThanFitsInOnePiece:
-    """The scratch space of a step holds some 20,000 rows; nothing shows where a batch was cut."""
+    """Nothing shows where a batch was cut to fit in the scratch space of a step."""
 
-    RECORDS = 45_000 if COMPILED else 21_000
+    PIECE = 2_048
+    RECORDS = 10 * PIECE + 52
+
+    @pytest.fixture(autouse=True)
+    def small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(detect, "_PIECE_ITEMS", self.PIECE)
 
     def test_a_long_batch_comes_to_the_same_as_many_short_ones(self) -> None:
-        events = [reading("abc"[t % 3], t, 50.0 if t % 5_000 < 3 else 1.0) for t in range(self.RECORDS)]
+        events = [reading("abc"[t % 3], t, 50.0 if t % 3_000 < 3 else 1.0) for t in range(self.RECORDS)]
         whole, short = Feed(stream(window=3)), Feed(stream(window=3))
 
         outputs = whole.send(*events)
@@ -299,7 +305,7 @@ class TestMoreThanFitsInOnePiece:
         assert len(whole.alerts) > 10
 
     def test_all_series_may_fall_silent_and_be_forgotten_at_once(self) -> None:
-        series = 11_000
+        series = self.PIECE + 100
         feed = Feed(stream(silent_after="10s", forget_after="100s"))
         feed.send(*(metric(f"s{n}", 0, "x") | {"x": 1.0} for n in range(series)))
 
@@ -310,12 +316,12 @@ class TestMoreThanFitsInOnePiece:
 
     def test_the_bound_may_be_met_while_the_scratch_space_is_full(self) -> None:
         feed = Feed(stream(max_series=2, forget_after="100s"))
-        events = [reading("a", t / 1_000) for t in range(21_000)]
+        events = [reading("a", t / 1_000) for t in range(self.RECORDS)]
 
-        feed.send(reading("b", 0), *events, reading("b", 20), reading("c", 20.5), reading("c", 200))
+        feed.send(reading("b", 0), *events, reading("b", 21), reading("c", 21.5), reading("c", 200))
         feed.send(reading("c", 201))
 
-        assert feed.bins == {"warming": 3, "scored": 21_000, "over_limit": 2}
+        assert feed.bins == {"warming": 3, "scored": self.RECORDS, "over_limit": 2}
 
 
 def test_every_record_keeps_its_offset_where_offsets_have_gaps() -> None:

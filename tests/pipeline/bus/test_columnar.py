@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import kafka
 import pytest
@@ -13,10 +14,9 @@ from kafka import KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as KafkaPartition
 from kafka.consumer.fetcher import Fetcher
 
-from pipeline.bus import columnar
+from pipeline.bus import columnar, kafka_link
 from pipeline.bus.columnar import Columns
 from pipeline.bus.kafka import KafkaBroker
-from pipeline.bus.kafka_link import Link
 from pipeline.bus.kafka_records import joined
 from pipeline.errors import ConfigError
 from pipeline.records import RecordBatch, TopicPartition
@@ -58,9 +58,17 @@ def stock(bootstrap: str, topic: str, start: int = 0) -> list[Row]:
     return found
 
 
-def columnar_rows(bootstrap: str, topic: str, start: int = 0, **options: object) -> list[Row]:
+def columnar_rows(
+    bootstrap: str,
+    topic: str,
+    start: int = 0,
+    *,
+    fetch_bytes: int = kafka_link.FETCH_BYTES,
+    **options: object,
+) -> list[Row]:
     """The same by columns, with settings of the consumer."""
-    consumer = Link.parse(f"kafka://{bootstrap}").consumer(group_id=None, **options)
+    with patch.object(kafka_link, "FETCH_BYTES", fetch_bytes):
+        consumer = kafka_link.Link.parse(f"kafka://{bootstrap}").consumer(group_id=None, **options)
     columns = Columns(skip_corrupt=False, gapless=lambda _: True).attach(consumer)
     assert columns.in_use
     at = KafkaPartition(topic, 0)
@@ -110,7 +118,7 @@ def test_fetches_smaller_than_a_batch_lose_nothing(log: Log, kafka_bootstrap: st
     expected = stock(kafka_bootstrap, topic)
 
     for size in (1, 100, 5_000, 9_999):
-        assert columnar_rows(kafka_bootstrap, topic, max_partition_fetch_bytes=size) == expected
+        assert columnar_rows(kafka_bootstrap, topic, fetch_bytes=size) == expected
     assert columnar_rows(kafka_bootstrap, topic, max_poll_records=7) == expected
 
 
@@ -167,7 +175,7 @@ def test_aborted_transactions_and_markers_are_left_out(log: Log, kafka_bootstrap
         assert columnar_rows(kafka_bootstrap, topic, start) == [
             row for row in expected if row.offset >= start
         ]
-    assert columnar_rows(kafka_bootstrap, topic, max_partition_fetch_bytes=100) == expected
+    assert columnar_rows(kafka_bootstrap, topic, fetch_bytes=100) == expected
     assert columnar_rows(kafka_bootstrap, topic, max_poll_records=1) == expected
 
 
@@ -231,7 +239,7 @@ def test_a_client_of_another_shape_is_read_record_by_record(
 
 
 def test_the_policy_for_damage_is_stop_unless_the_url_says_skip() -> None:
-    assert not Link.parse("kafka://host").skip_corrupt
-    assert Link.parse("kafka://host?corrupt=skip").skip_corrupt
+    assert not kafka_link.Link.parse("kafka://host").skip_corrupt
+    assert kafka_link.Link.parse("kafka://host?corrupt=skip").skip_corrupt
     with pytest.raises(ConfigError, match="stop or skip"):
-        Link.parse("kafka://host?corrupt=ignore")
+        kafka_link.Link.parse("kafka://host?corrupt=ignore")

@@ -21,9 +21,9 @@ from torch import Tensor
 from models.residuals import affine
 from pipeline.errors import ConfigError
 
-# One thread, for the whole process: the products here are small, and threads that wait for each other on a
-# busy machine cost far more than a second core brings (300 steps of 100 networks beside two busy
-# processes: 4 s with one thread, 35 s with two). More work is spread over more workers.
+# One thread for each product: they are small, and threads that wait for each other on a busy machine cost far
+# more than a second core brings (300 steps of 100 networks beside two busy processes: 4 s with one thread,
+# 35 s with two). More work is spread over more workers.
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
 

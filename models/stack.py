@@ -6,8 +6,9 @@ Training calibrates with it, loading checks the canary with it, and the scorer i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import torch
@@ -20,11 +21,29 @@ from models.scaling import INPUT_CLIP, TARGET_CLIP, Scaling
 from pipeline.ports import Errors, Explanation, Float32s, Float64s, Int32s, Windows
 
 Int64s = NDArray[np.int64]
+Block: TypeAlias = tuple[Int64s, Int64s]
+"""Models int64[G] and the rows of each, int64[G, P]."""
 
 _VALUES_AT_ONCE: Final = 262_144  # 1 MiB of float32: a block and its two copies stay in cache
-_GROUP_ALONE: Final = 64  # rows of one model from which a product of its own costs less than padding
+_GROUP_ALONE: Final = 256  # rows of one model from which a product of its own costs less than padding
 _FEW: Final = 8  # rows of each model up to which copying its weights costs more than what it saves
+_WORTH_HELP: Final = 8  # blocks of about a millisecond each; handing over takes a tenth of one
 _FLOAT32_SAFE: Final = 1e37  # what lies this far off is clipped anyway; beyond, float32 could make NaN
+
+_helper: Final = ThreadPoolExecutor(1, "scoring")  # docs/decisions/0013-backlog.md
+
+
+@dataclass(eq=False)
+class Scratch:
+    """What one thread works on, kept because new memory for each block would cost as much as scaling it."""
+
+    _kept: Tensor = field(init=False, default_factory=lambda: torch.empty(2, 0))
+
+    def of(self, size: int) -> tuple[Tensor, Tensor]:
+        """Two flat tensors float32[size] of whatever content."""
+        if self._kept.shape[1] < size:
+            self._kept = torch.empty(2, size)
+        return self._kept[0, :size], self._kept[1, :size]
 
 
 @dataclass(eq=False)
@@ -39,7 +58,7 @@ class Stack:
     scaling: Scaling
     _inverse: Float32s = field(init=False)
     _each_row: Tensor = field(init=False)
-    _buffers: dict[str, Tensor] = field(init=False, default_factory=dict)
+    _scratch: tuple[Scratch, Scratch] = field(init=False, default_factory=lambda: (Scratch(), Scratch()))
 
     def __post_init__(self) -> None:
         inverse = (1 / self.scaling.spread).clip(1 / _FLOAT32_SAFE, _FLOAT32_SAFE)
@@ -56,20 +75,36 @@ class Stack:
         of it when clipped at ``INPUT_CLIP``.
         """
         n, rows, features = windows.tail.shape
+        errors, offset = np.empty((2, n), np.float32), torch.from_numpy(self._offset(windows))
+        blocks = list(_blocks(windows.model, max(1, _VALUES_AT_ONCE // (rows * features)))) if n else []
+        waiting = iter(blocks)  # a list's iterator gives each block to one thread
+        if len(blocks) < _WORTH_HELP:
+            self._score(windows, offset, waiting, errors, self._scratch[0])
+        else:
+            help_ = _helper.submit(self._score, windows, offset, waiting, errors, self._scratch[1])
+            try:
+                self._score(windows, offset, waiting, errors, self._scratch[0])
+            finally:
+                if not help_.cancel():  # not begun, while another stack is being helped
+                    help_.result()
+        return Errors(errors[0].astype(np.float64), errors[1].astype(np.float64))
+
+    def _score(
+        self, windows: Windows, offset: Tensor, blocks: Iterator[Block], errors: Float32s, scratch: Scratch
+    ) -> None:
+        """Score what the other thread leaves; whoever is held up by the machine takes fewer blocks."""
+        _, rows, features = windows.tail.shape
         width = rows * features
-        errors, tails = np.empty((2, n), np.float32), windows.tail.reshape(n, width)
-        offset = torch.from_numpy(self._offset(windows))
+        tails = windows.tail.reshape(-1, width)
         with torch.inference_mode():
-            for models, members in _blocks(windows.model, max(1, _VALUES_AT_ONCE // width)) if n else ():
+            for models, members in blocks:
                 groups, padded = members.shape
-                target = self._buffer("target", members.size, width)
-                inputs = self._buffer("inputs", members.size, width)
+                target, inputs = (each.view(-1, width) for each in scratch.of(members.size * width))
                 # A product with ones and zeros is exact, and faster than broadcasting over a few features.
                 torch.mm(offset[torch.from_numpy(members.ravel())], self._each_row, out=target)
                 scale(tails, self._inverse, models, members, target.numpy(), inputs.numpy())
                 output = self._reconstruct(models, inputs.view(groups, padded, width))
                 compare(target.numpy(), output.view(-1, width).numpy(), members, features, errors)
-        return Errors(errors[0].astype(np.float64), errors[1].astype(np.float64))
 
     def explain(self, windows: Windows) -> Explanation:
         """Observed and expected values in the features' own units, and each feature's share of the error."""
@@ -109,19 +144,12 @@ class Stack:
             offset: Float64s = (windows.anchor - self.scaling.median[model]) / self.scaling.spread[model]
         return offset.clip(-_FLOAT32_SAFE, _FLOAT32_SAFE).astype(np.float32)
 
-    def _buffer(self, name: str, rows: int, width: int) -> Tensor:
-        """A kept tensor float32[rows, width] of whatever content."""
-        kept = self._buffers.get(name)
-        if kept is None or len(kept) < rows:
-            kept = self._buffers[name] = torch.empty(rows, width)
-        return kept[:rows]
 
-
-def _blocks(model: Int32s, per_block: int) -> Iterator[tuple[Int64s, Int64s]]:
+def _blocks(model: Int32s, per_block: int) -> Iterator[Block]:
     """Cut rows of mixed models into blocks of equally many rows for each of some models.
 
-    Yields ``(models int64[G], members int64[G, P])``. A model with fewer than P rows repeats its last one.
-    Models are taken in classes of like counts, so that padding at most doubles the work.
+    A model with fewer than P rows repeats its last one. Models are taken in classes of like counts, so that
+    padding at most doubles the work.
     """
     order = np.argsort(model.astype(np.uint16) if model.max() < 65_536 else model, kind="stable")
     ordered = model[order]

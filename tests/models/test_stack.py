@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import Autoencoder, Bundle, SeriesRows, StackScorer
+from models import stack as module
 from models.scaling import Scaling
 from models.stack import Stack, _blocks
 from pipeline.ports import Scorer, Windows
@@ -89,6 +92,64 @@ def test_a_window_has_the_same_error_in_another_batch_and_order(
 
     np.testing.assert_allclose(part.window, whole.window[order], rtol=1e-6)
     np.testing.assert_allclose(part.last, whole.last[order], rtol=1e-6)
+
+
+class TestManyBlocks:
+    """Two threads share what is worth it."""
+
+    WINDOWS = some_windows(np.arange(400) % MODELS)
+
+    @pytest.fixture(autouse=True)
+    def small_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_VALUES_AT_ONCE", 20 * ROWS * FEATURES)
+
+    @pytest.fixture
+    def both_at_work(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> set[threading.Thread]:
+        """The threads that have scored; none goes on before the other has begun."""
+        reconstruct, begun, seen = stack._reconstruct, threading.Barrier(2), set[threading.Thread]()
+
+        def meeting(models: np.ndarray, inputs: torch.Tensor) -> torch.Tensor:
+            if threading.current_thread() not in seen:
+                begun.wait(10)
+                seen.add(threading.current_thread())
+            return reconstruct(models, inputs)
+
+        monkeypatch.setattr(stack, "_reconstruct", meeting)
+        return seen
+
+    def test_two_threads_find_what_the_definition_says(
+        self, stack: Stack, both_at_work: set[threading.Thread]
+    ) -> None:
+        errors = stack.score(self.WINDOWS)
+
+        assert len(both_at_work) == 2
+        expected = by_definition(stack, self.WINDOWS)
+        np.testing.assert_allclose(errors.window, expected[:, 0], rtol=2e-6)
+        np.testing.assert_allclose(errors.last, expected[:, 1], rtol=2e-6)
+
+    @pytest.mark.usefixtures("both_at_work")
+    @pytest.mark.parametrize("here", [True, False], ids=["the caller", "the helper"])
+    def test_what_fails_in_either_fails_for_the_caller(
+        self, stack: Stack, monkeypatch: pytest.MonkeyPatch, *, here: bool
+    ) -> None:
+        def compare(*_: object) -> None:
+            if (threading.current_thread() is threading.main_thread()) == here:
+                raise MemoryError
+
+        monkeypatch.setattr(module, "compare", compare)
+
+        with pytest.raises(MemoryError):
+            stack.score(self.WINDOWS)
+
+    def test_a_helper_that_is_busy_elsewhere_is_not_waited_for(self, stack: Stack) -> None:
+        over = threading.Event()
+        elsewhere = module._helper.submit(over.wait, 10)
+
+        errors = stack.score(self.WINDOWS)
+
+        assert not elsewhere.done()
+        over.set()
+        np.testing.assert_allclose(errors.window, by_definition(stack, self.WINDOWS)[:, 0], rtol=2e-6)
 
 
 def test_a_neighbour_of_any_size_changes_nothing(stack: Stack) -> None:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.residuals import affine
+from models.residuals import affine, tanh
 from pipeline.errors import ConfigError
 
 # One thread for each product: they are small, and threads that wait for each other on a busy machine cost far
@@ -143,14 +143,14 @@ class Autoencoder:
     def encode(self, inputs: Tensor) -> Tensor:
         """Compress float32[M, n, width] to codes float32[M, n, code]."""
         for layer in range(len(self.weights) // 2):
-            inputs = torch.baddbmm(self.biases[layer], inputs, self.weights[layer]).tanh_()
+            inputs = _bend(torch.baddbmm(self.biases[layer], inputs, self.weights[layer]))
         return inputs
 
     def decode(self, codes: Tensor) -> Tensor:
         """Restore float32[M, n, width] from codes float32[M, n, code]."""
         last = len(self.weights) - 1
         for layer in range(len(self.weights) // 2, last):
-            codes = torch.baddbmm(self.biases[layer], codes, self.weights[layer]).tanh_()
+            codes = _bend(torch.baddbmm(self.biases[layer], codes, self.weights[layer]))
         return torch.baddbmm(self.biases[last], codes, self.weights[last])
 
     def reconstruct(self, inputs: Tensor) -> Tensor:
@@ -167,5 +167,13 @@ class Autoencoder:
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             outputs = torch.empty(*values.shape[:2], weight.shape[2])
             affine(values.numpy(), weight.numpy(), bias.numpy(), models, outputs.numpy())
-            values = outputs.tanh_() if layer < last else outputs
+            values = _bend(outputs) if layer < last else outputs
         return values
+
+
+def _bend(values: Tensor) -> Tensor:
+    """The tangent of a layer's output, in place; where gradients are taken through it, by PyTorch."""
+    if torch.is_grad_enabled():
+        return values.tanh_()
+    tanh(values.view(-1).numpy())
+    return values

@@ -29,7 +29,7 @@ def kernel(function: F | None = None, *, reassociate: bool = False) -> F | Calla
     the time of alignment. A kernel that would need the runtime does not compile. Kernels are inlined where
     others call them: a call hands over all the arrays of its arguments, up to 2 KB, which took half of what
     was left. Where sums may be ``reassociate``d they take many values at once, and rounding depends on the
-    machine.
+    machine; a division by zero gives infinity there, because no loop that checks for it takes many at once.
     """
     compiled = numba.njit(  # type: ignore[call-overload] # not in its types
         cache=True,
@@ -37,5 +37,6 @@ def kernel(function: F | None = None, *, reassociate: bool = False) -> F | Calla
         forceinline=True,
         _nrt=False,
         fastmath={"reassoc", "contract", "nsz"} if reassociate else False,
+        error_model="numpy" if reassociate else "python",
     )
     return cast("F", compiled(function)) if function else cast("Callable[[F], F]", compiled)

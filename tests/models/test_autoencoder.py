@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models import Autoencoder, ModelSpec
+from models.residuals import tanh
 from pipeline.errors import ConfigError
 
 
@@ -70,3 +71,23 @@ def test_networks_of_a_stack_do_not_see_each_other() -> None:
     alone = [network.pick(slice(i, i + 1)).reconstruct(inputs[i : i + 1]) for i in range(3)]
 
     assert torch.allclose(torch.cat(alone), together, atol=1e-6)
+
+
+def test_the_compiled_tangent_is_the_real_one_to_rounding() -> None:
+    values = np.concatenate([np.linspace(-12, 12, 100_001), [0.0, 1e30, -1e30]]).astype(np.float32)
+    real = np.tanh(values.astype(np.float64))
+
+    tanh(values)
+
+    np.testing.assert_allclose(values, real, rtol=0, atol=4e-7)
+
+
+def test_networks_give_the_same_with_gradients_and_without() -> None:
+    network, inputs = stack((8, 4, 2, 4, 8)), torch.linspace(-5, 5, 3 * 6 * 8).view(3, 6, 8)
+
+    with torch.enable_grad():
+        learned = network.reconstruct(inputs)
+    with torch.inference_mode():
+        scored = network.reconstruct(inputs)
+
+    torch.testing.assert_close(scored, learned, rtol=0, atol=2e-6)

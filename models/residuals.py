@@ -15,8 +15,8 @@ Int64s = NDArray[np.int64]
 
 _INPUT_CLIP, _TARGET_CLIP = np.float32(INPUT_CLIP), np.float32(TARGET_CLIP)
 
-# tanh(x) / x as a ratio of two polynomials of x squared, fitted for the least largest error of tanh (5e-9) up to
-# _TANH_END, from where on tanh is 1 in float32.
+# tanh(x) / x as a ratio of two polynomials of x squared, fitted for the least largest error of tanh (5e-9) up
+# to _TANH_END, from where on tanh is 1 in float32.
 _TANH_END: Final = np.float32(7.9)
 _P0, _P1, _P2, _P3, _P4 = (
     np.float32(each)

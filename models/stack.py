@@ -66,7 +66,8 @@ class Stack:
         rows = self.network.weights[0].shape[1] // features
         self._inverse = np.tile(inverse.astype(np.float32), rows)
         self._each_row = torch.eye(features).repeat(1, rows)
-        self.network.reconstruct_by(np.zeros(1, np.int64), torch.zeros(1, 1, rows * features))  # compiles it
+        with torch.inference_mode():  # compiles it
+            self.network.reconstruct_by(np.zeros(1, np.int64), torch.zeros(1, 1, rows * features))
 
     def score(self, windows: Windows) -> Errors:
         """The root of the mean absolute residual, over the window and over its last row alone.

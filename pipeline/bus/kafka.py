@@ -21,7 +21,6 @@ from pipeline.errors import NotFound
 from pipeline.records import Bounds, BusInfo, RecordBatch, Send, TopicPartition, TopicSpec
 
 LINGER_MS = 5
-BATCH_BYTES = 65_536
 FLUSH_S = 30.0
 CLOSE_S = 5.0
 COORDINATOR_S = 20.0
@@ -90,7 +89,7 @@ class PlainProducer:
         self._link = link
         self._topics = topics
         self._failures: list[tuple[Send, BaseException]] = []
-        self._producer = link.producer(linger_ms=LINGER_MS, batch_size=BATCH_BYTES)
+        self._producer = link.producer(linger_ms=LINGER_MS)
 
     def send(self, sends: Iterable[Send]) -> None:
         """Queue records; a failure of earlier ones is raised here or by ``flush``, whichever comes first."""

@@ -41,6 +41,8 @@ URL_SETTINGS = {
 }
 DEFAULT_PORT = 9092
 CONNECT_TIMEOUT_S = 3.0
+BATCH_BYTES = 65_536
+"""A partition's batches go out one after the other, and a commit waits for the last; 20 alerts make one."""
 FETCH_BYTES = 4 << 20
 """Of a partition at once; of 1 MiB, the client's default, a backlog comes in batches too small to be fast."""
 BOOTSTRAP_TIMEOUT_MS = 10_000
@@ -137,6 +139,7 @@ class Link:
                 max_block_ms=self.timing.block,
                 delivery_timeout_ms=self.timing.delivery,
                 compression_type="zstd",
+                batch_size=BATCH_BYTES,
                 value_serializer=_Null(),
                 metrics_enabled=False,
                 **more,

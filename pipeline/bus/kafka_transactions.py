@@ -23,8 +23,6 @@ from pipeline.records import Send, TopicPartition
 log = logging.getLogger(__name__)
 
 CLOSE_S = 2.0
-BATCH_BYTES = 65_536
-"""A partition's batches go out one after the other, and a commit waits for the last; 20 alerts make one."""
 HUNG_EXIT_CODE = 75
 """``EX_TEMPFAIL``: the supervisor starts the process again."""
 
@@ -82,9 +80,7 @@ class Transactions:
         if self._producer is not None:
             return
         producer = self._link.producer(
-            transactional_id=self._transactional_id,
-            transaction_timeout_ms=self._link.timing.transaction,
-            batch_size=BATCH_BYTES,
+            transactional_id=self._transactional_id, transaction_timeout_ms=self._link.timing.transaction
         )
         try:
             with self._link.talking(f"starting transactions as {self._transactional_id}"):

@@ -1,4 +1,8 @@
-"""``offbeat`` as it is, but after SIGUSR1 it kills itself where its next transaction would be committed."""
+"""``offbeat`` as it is, but it kills itself at the point that a signal asks for.
+
+After SIGUSR1 where its next transaction would be committed: what was sent stands in the log, and the
+transaction stays open. After SIGUSR2 once its next transaction is committed: none is open.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,15 @@ commit = KafkaProducer.commit_transaction
 
 
 def commit_or_die(producer: KafkaProducer) -> None:
-    """What was sent stands in the log, and the transaction stays open."""
-    if asked:
+    """Commit, unless asked to die before."""
+    if signal.SIGUSR1 in asked:
         os.kill(os.getpid(), signal.SIGKILL)
     commit(producer)
+    if asked:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 KafkaProducer.commit_transaction = commit_or_die
-signal.signal(signal.SIGUSR1, lambda number, _: asked.append(number))
+for number in (signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, lambda received, _: asked.append(received))
 main()

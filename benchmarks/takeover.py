@@ -5,6 +5,7 @@ Real ``offbeat detect`` processes, SIGKILL, and the time until the group's commi
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -65,20 +66,19 @@ def _restarted(place: Place, config: Config, read: Callable[[], int]) -> float:
 
 
 def _taken_over(place: Place, config: Config, read: Callable[[], int]) -> float:
-    """Another worker stands by."""
-    worker = _at_work(place, config, read)
-    other = _standing_by(place, config, read)
-    worker.kill()
-    died, at = time.perf_counter(), read()
-    return _moved(other, read, died, at)
+    """It dies between two transactions; another worker stands by."""
+    return _taken_over_after(signal.SIGUSR2, place, config, read)
 
 
 def _mid_transaction(place: Place, config: Config, read: Callable[[], int]) -> float:
     """It dies with alerts and positions written and not committed; another worker stands by."""
+    return _taken_over_after(signal.SIGUSR1, place, config, read)
+
+
+def _taken_over_after(death: signal.Signals, place: Place, config: Config, read: Callable[[], int]) -> float:
     worker = _at_work(place, config, read, program=[HERE / "cut.py"])
     other = _standing_by(place, config, read)
-    worker.ask_to_die()
-    worker.child.wait()
+    worker.die_at(death)
     died, at = time.perf_counter(), read()
     return _moved(other, read, died, at)
 

@@ -116,9 +116,10 @@ class Process:
         self.child.stdin.write(f"{line}\n".encode())
         self.child.stdin.flush()
 
-    def ask_to_die(self) -> None:
-        """Have ``cut.py`` die in its next transaction."""
-        os.kill(self.pid, signal.SIGUSR1)
+    def die_at(self, point: signal.Signals) -> None:
+        """Have ``cut.py`` die at the point that it has for the signal."""
+        os.kill(self.pid, point)
+        self.child.wait()
 
     def kill(self) -> None:
         """Kill it as a power failure would."""

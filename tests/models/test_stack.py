@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import Autoencoder, Bundle, SeriesRows, StackScorer
+from models import Autoencoder, Bundle, SeriesRows, StackScorer, autoencoder
 from models import stack as module
 from models.scaling import Scaling
 from models.stack import Stack, _blocks
@@ -47,6 +47,17 @@ def by_definition(stack: Stack, windows: Windows) -> np.ndarray:
         residual = np.abs(scaled.clip(-50, 50) - hidden.reshape(scaled.shape))
         found.append((np.sqrt(residual.mean()), np.sqrt(residual[-1].mean())))
     return np.array(found)
+
+
+def test_its_kernel_is_compiled_before_records_wait_for_it(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    monkeypatch.setattr(autoencoder, "tanh", lambda values: shapes.append(values.shape))
+
+    Stack(stack.network, stack.scaling)
+
+    assert shapes
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as KafkaPartition
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaTimeoutError
+from kafka.record.memory_records import MemoryRecords
 from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata
 
 from pipeline.bus.kafka import KafkaBroker
@@ -471,6 +472,38 @@ def test_offsets_are_asked_for_when_every_record_is_answered(log: Log) -> None:
 
     assert incomplete == [False]
     wait_until(lambda: len(log.contents(out)) == 100)
+
+
+# A partition's batches go out one after the other, each with its own wait for the broker.
+def test_the_alerts_of_a_commit_go_out_in_one_batch(
+    log: Log, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, out, name = log.topic(), log.topic(), group()
+    log.write(topic, b"x")
+    member = member_of(log, name, topic)
+    member.read(1)
+    member.commit(*(Send(out, b"k", os.urandom(2_500), partition=0) for _ in range(20)))
+
+    batches, next_batch = [], MemoryRecords.next_batch
+
+    def counted(records: MemoryRecords, *arguments: object) -> object:
+        batches.append(next_batch(records, *arguments))
+        return batches[-1]
+
+    monkeypatch.setattr(MemoryRecords, "next_batch", counted)
+    consumer = KafkaConsumer(bootstrap_servers=kafka_bootstrap, auto_offset_reset="earliest")
+    consumer.assign([KafkaPartition(out, 0)])
+    found: list[object] = []
+
+    def read() -> bool:
+        for records in consumer.poll(timeout_ms=50).values():
+            found.extend(records)
+        return len(found) == 20
+
+    wait_until(read)
+    consumer.close()
+
+    assert [batch.is_control_batch for batch in batches if batch is not None] == [False, True]
 
 
 def test_an_output_topic_that_does_not_exist_is_named_and_not_created(log: Log) -> None:

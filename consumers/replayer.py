@@ -185,7 +185,10 @@ class Replay:
         self._detector, self._scorer = self._shelf.detector(change.policy_sha), None
         if change.bundle_sha is not None:
             self._scorer = self._shelf.scorer(change.bundle_sha, change.policy_sha)
-        self.state, outputs = adopt(self._detector, self.state, self.partition, change, self._scorer)
+        decisions = self._shelf.decisions(change.decided)
+        self.state, outputs = adopt(
+            self._detector, self.state, self.partition, change, self._scorer, decisions
+        )
         return outputs
 
     def _told(self, found: list[Outputs]) -> list[Alert]:
@@ -435,7 +438,7 @@ def _of_live(replay: Replay) -> dict[tuple[str, int], tuple[Transition, bool]]:
 def _changes(live: Alert, replayed: Alert) -> str:
     """What of an alert is not the same, in words; its evidence is not looked at."""
     said = []
-    for name in ("state", "reason", "series", "labels", "started_at", "at", "bundle", "source"):
+    for name in ("state", "reason", "severity", "series", "labels", "started_at", "at", "bundle", "source"):
         was, now = getattr(live, name), getattr(replayed, name)
         if was != now:
             said.append(f"{name} {now}, live {was}")

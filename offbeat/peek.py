@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 from pipeline.alerts import timestamp
 from pipeline.config import Static, Stream
+from pipeline.control import ControlView
 from pipeline.episodes import FIRING, PENDING
 from pipeline.policy import JudgePolicy, judge_policy
 from pipeline.records import TopicPartition
 from pipeline.series import Header, Layout, PartitionState
 from pipeline.state.redis import RedisStore
-from pipeline.thresholds import line
+from pipeline.thresholds import BINS, line
 
 _EPISODES = {PENDING: "pending", FIRING: "firing"}
 
@@ -27,6 +28,7 @@ class Row:
         rows: judged rows that the moments rest on, those of the calibration included; 0 before the first.
         mean, sd: of the window's error; ``last_mean`` and ``last_sd`` of the last row's own.
         threshold: the error that is the line now; None before the first judged row.
+        raised: what false alarms multiply it by, which is in it.
         episode: ``none``, ``pending`` or ``firing``.
         peak: highest score of the open episode, None without one.
         window_filled, window_rows: rows in the window, and how many make it full.
@@ -44,6 +46,7 @@ class Row:
     last_mean: float
     last_sd: float
     threshold: float | None
+    raised: float
     episode: str
     episode_since: datetime | None
     peak: float | None
@@ -68,11 +71,11 @@ class Peeked:
     unreadable: list[TopicPartition]
 
 
-def peek(store: RedisStore, stream: Stream, policies: Mapping[str, Stream]) -> Peeked:
+def peek(store: RedisStore, name: str, stream: Stream, view: ControlView) -> Peeked:
     """Read all that is stored of a stream; raises StoreDown.
 
-    Each partition is read under the policy it was stored under, one of ``policies`` by its hash, or under
-    ``stream`` where it names none.
+    Each partition is read under the policy and the decisions it was stored under, or under ``stream`` where
+    it names none.
     """
     rows: list[Row] = []
     unreadable = []
@@ -82,18 +85,21 @@ def peek(store: RedisStore, stream: Stream, policies: Mapping[str, Stream]) -> P
             continue
         header = Header.of(claim.rows)
         in_force = header.in_force if header is not None else None
-        settings = stream if in_force is None else policies.get(in_force.policy_sha, stream)
+        settings = stream if in_force is None else view.settings.get(in_force.policy_sha, stream)
         state = PartitionState.unpack(Layout.of(settings), claim.rows)
         if state is None:
             unreadable.append(partition)
         else:
-            rows += _rows(partition, state, settings, judge_policy(settings))
+            decisions = view.decisions(name, in_force.decided if in_force is not None else 0)
+            raised = decisions.raised(settings.alerts)
+            rows += _rows(partition, state, settings, judge_policy(settings), raised)
     return Peeked(sorted(rows, key=lambda row: row.series), unreadable)
 
 
 def _rows(
-    partition: TopicPartition, state: PartitionState, stream: Stream, policy: JudgePolicy
+    partition: TopicPartition, state: PartitionState, stream: Stream, policy: JudgePolicy, raised: float
 ) -> Iterator[Row]:
+    sketch = state.series.sketch
     for slot, name in enumerate(state.names):
         if name is None or not state.rows["live"][slot]:
             continue
@@ -113,9 +119,10 @@ def _rows(
             sd=float(row["error_variance"]) ** 0.5,
             last_mean=float(row["last_mean"]),
             last_sd=float(row["last_variance"]) ** 0.5,
-            threshold=float(line(row["error_mean"], row["error_variance"], policy))
+            threshold=raised * float(line(row["error_mean"], row["error_variance"], sketch[slot][:BINS], policy))
             if judged or fixed
             else None,
+            raised=raised,
             episode=_EPISODES.get(int(row["episode"]), "none"),
             episode_since=timestamp(int(row["start_ns"])) if open_episode else None,
             peak=float(row["peak"]) if open_episode else None,

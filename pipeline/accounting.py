@@ -1,4 +1,4 @@
-"""The ten bins: every record read ends in exactly one of them, and they sum to the records read."""
+"""The bins: every record read ends in exactly one of them, and they sum to the records read."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class Bin(IntEnum):
     """Its series is beyond the stream's bound on series."""
     CORRUPT = 9
     """The broker's batch was damaged."""
+    OUTSIDE = 10
+    """It shows that its series is alive, and is outside the condition ``when``."""
 
 
 @dataclass(slots=True)
@@ -39,7 +41,7 @@ class Counters:
     """Counters of one partition since it was first read; part of its state.
 
     Attributes:
-        bins: int64[10], indexed by :class:`Bin`.
+        bins: int64[11], indexed by :class:`Bin`.
         attributes: int64[2]: rows made or completed by holding values over a hole (``gap_filled``), and
             rows that taught the threshold nothing because they were judged anomalous (``frozen``).
     """

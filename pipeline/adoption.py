@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from pipeline.alerts import Alert, Ended, Kind, Transition, alert_id
+from pipeline.alerts import Alert, Ended, Kind, Transition, alert_id, severity
+from pipeline.control import Decisions
 from pipeline.detect import Detector, Outputs
-from pipeline.episodes import FIRING, IDLE
+from pipeline.episodes import FIRING, IDLE, accept
 from pipeline.journal import InForce
 from pipeline.ports import Scorer
 from pipeline.records import TopicPartition
@@ -25,16 +26,23 @@ def adopt(
     partition: TopicPartition,
     change: InForce,
     scorer: Scorer | None,
+    decisions: Decisions,
 ) -> tuple[PartitionState, Outputs]:
     """Bring ``change`` into force at the state's offset; ``detector`` is that of its policy.
 
     Another model starts the thresholds from its calibration and goes on with windows and episodes. A policy
     under which rows are made otherwise begins all series anew. Series whose keys belong to another partition
-    since there are more end here.
+    since there are more end here. What was accepted since is the normal of its series from here on.
+
+    Args:
+        decisions: what ``change.decided`` comes to.
     """
     endings, before = _Endings(detector, state, partition), state.in_force
     state.in_force = change
-    if state.layout != detector.layout:
+    if state.layout != detector.layout and state.layout.same_rows(detector.layout):
+        state.relay(detector.layout)
+        state.look_at_all()
+    elif state.layout != detector.layout:
         endings.end(range(len(state.names)), "policy changed")
         anew = detector.fresh(state.topic_id, state.next_offset)
         anew.counters, anew.clock_ns = state.counters, state.clock_ns
@@ -53,6 +61,9 @@ def adopt(
         state.bundle_id = None
     elif scorer is not None:
         state.adopt(scorer, change.bundle_sha)
+    state.decisions = decisions
+    if before is not None:
+        endings.accept(series for offset, series in decisions.accepted if offset >= before.decided)
     return state, endings.outputs
 
 
@@ -93,6 +104,18 @@ class _Endings:
             self.close(each, reason)
         self.state.drop(live)
 
+    def accept(self, names: Iterable[str]) -> None:
+        """Let what series do now be their normal, and close what is open of them."""
+        for name in dict.fromkeys(names):
+            slot = self.state.index.get(name)
+            if slot is None or not self.state.rows["live"][slot]:
+                continue
+            for _, each in self.open([slot]):
+                if each.alert == "anomaly":
+                    self.close(each, "accepted")
+            accept(self.state.rows[slot])
+            self.state.dirty[slot] = True
+
     def open(self, slots: Iterable[int]) -> Iterator[tuple[int, Transition]]:
         """The firing alerts of series, by slot, as their newest published revisions."""
         state, detector = self.state, self.detector
@@ -114,6 +137,7 @@ class _Endings:
                     started_ns=start_ns,
                     at_ns=max(int(row["last_ns"]), start_ns),
                     offset=int(row["offset"]),
+                    severity=severity(float(row["peak"]), detector.stream) if kind == "anomaly" else "warning",
                     judged=False,
                 )
                 yield slot, transition

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.config import Stream
 from pipeline.records import RecordBatch, Send, TopicPartition
 
 LETTER_BYTES = 128 << 10
@@ -18,8 +19,9 @@ _ID_SEPARATOR = "\x1f"
 
 Kind = Literal["anomaly", "silent"]
 State = Literal["firing", "resolved"]
-Ended = Literal["recovered", "gone", "moved", "policy changed", "state lost"]
-Reason = Literal["error above its threshold", "no events"] | Ended
+Severity = Literal["warning", "critical"]
+Ended = Literal["recovered", "accepted", "gone", "moved", "policy changed", "state lost"]
+Reason = Literal["error above its threshold", "it got worse", "no events"] | Ended
 
 
 class _Record(BaseModel):
@@ -55,6 +57,7 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
         offset, at_ns: of the row that made the revision; at_ns and started_ns are event times.
         alert: ``anomaly`` or ``silent``.
         state: ``firing`` or ``resolved``.
+        severity: the highest so far.
         judged: whether a score made it; what follows from the records alone is never imposed.
     """
 
@@ -67,6 +70,7 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     started_ns: int
     at_ns: int
     offset: int
+    severity: Severity = "warning"
     judged: bool
 
 
@@ -81,7 +85,8 @@ class Alert(_Record):
     reason: Annotated[
         Reason,
         Field(
-            description="of resolved alerts: `gone` no events for `forget_after`; `moved` the series goes to "
+            description="of firing ones: `it got worse` the severity rose; "
+            "of resolved ones: `accepted` somebody said that this is its normal now; `gone` no events for `forget_after`; `moved` the series goes to "
             "another partition now; `policy changed` its rows are made otherwise now; `state lost` nothing "
             "is known of it any more"
         ),
@@ -92,10 +97,15 @@ class Alert(_Record):
     labels: dict[str, str]
     started_at: Annotated[datetime, Field(description="event time of the episode's first row")]
     at: Annotated[datetime, Field(description="event time of the row that made this revision")]
+    severity: Annotated[
+        Severity, Field(description="the highest so far: `critical` from a score of `alerts.critical` on")
+    ]
     score: Annotated[float | None, Field(description="error over threshold; 1 is the line")]
     peak_score: Annotated[float | None, Field(description="highest score of the episode so far")]
     error: float | None
-    threshold: float | None
+    threshold: Annotated[
+        float | None, Field(description="the error that was the line, raised by false alarms included")
+    ]
     features: Annotated[
         list[FeatureEvidence],
         Field(
@@ -126,6 +136,7 @@ class Alert(_Record):
             labels=transition.labels,
             started_at=timestamp(transition.started_ns),
             at=timestamp(transition.at_ns),
+            severity=transition.severity,
             source=Source(topic=partition.topic, partition=partition.partition, offset=transition.offset),
             **rest,
         )
@@ -163,10 +174,21 @@ def alert_id(namespace: str, stream: str, series: str, kind: str, start_ns: int)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def severity(score: float, stream: Stream) -> Severity:
+    """How bad a score is."""
+    return "critical" if score >= stream.alerts.critical else "warning"
+
+
 def timestamp(time_ns: int) -> datetime:
     """An event time as people read it: UTC, to the microsecond."""
     seconds, rest = divmod(time_ns, 1_000_000_000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1_000)
+
+
+def nanoseconds(time: datetime) -> int:
+    """An event time as workers count it; the other way of :func:`timestamp`."""
+    whole = int(time.replace(microsecond=0).timestamp())
+    return whole * 1_000_000_000 + time.microsecond * 1_000
 
 
 class DeadLetter(_Record):

@@ -22,7 +22,7 @@ from pipeline.windows import FULL, push, unroll
 
 SCORED, WARMING, WAITING = int(Bin.SCORED), int(Bin.WARMING), int(Bin.WAITING_MODEL)
 MERGED, PENDING, LATE = int(Bin.MERGED), int(Bin.PENDING), int(Bin.LATE)
-DUPLICATE, OVER_LIMIT = int(Bin.DUPLICATE), int(Bin.OVER_LIMIT)
+DUPLICATE, OVER_LIMIT, OUTSIDE = int(Bin.DUPLICATE), int(Bin.OVER_LIMIT), int(Bin.OUTSIDE)
 
 ROW, FILL, SILENT, BACK, GONE, BEGUN = 0, 1, 2, 3, 4, 5
 _FACTOR, _PRIME = 1_000_003, (1 << 31) - 1
@@ -34,12 +34,14 @@ _METRIC_SHIFT = 48
 class Columns(NamedTuple):
     """Decoded records of one partition.
 
-    slot int32[n] (-1: in a bin already), metric int32[n] (-1: the record holds all features), time_ns and
+    slot int32[n] (-1: in a bin already), inside bool[n] (whether `when` holds), metric int32[n] (-1: the
+    record holds all features), time_ns and
     limit_ns int64[n] (the record's timestamp plus ``ahead``), offset int64[n], values float64[n, F], or
     float64[n, 1] for one metric; NaN is missing.
     """
 
     slot: Int32s
+    inside: NDArray[np.bool_]
     metric: Int32s
     time_ns: Int64s
     limit_ns: Int64s
@@ -91,7 +93,7 @@ class Table(NamedTuple):
     """The arrays of a partition's state that alignment reads and writes.
 
     series and dirty as in PartitionState; clock int64[3]: partition clock, live series, time of the
-    next sweep; bins int64[10]; attributes int64[2]; transforms int64[F].
+    next sweep; bins int64[11]; attributes int64[2]; transforms int64[F].
     """
 
     series: Arrays
@@ -341,6 +343,9 @@ def _read(
     table.clock[0] = max(table.clock[0], min(time_ns, columns.limit_ns[i]))
     if policy.every_ns > 0:
         _close_due(table, policy, items, slot, table.clock[0])
+    if not columns.inside[i]:
+        bin_ = OUTSIDE
+    elif policy.every_ns > 0:
         bin_ = _merge(table, policy, columns, i)
     elif time_ns > row.last_ns:
         bin_ = _take_row(table, policy, items, slot, time_ns, columns.offset[i], columns.values[i], False)

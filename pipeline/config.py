@@ -11,8 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import cel
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from pipeline.errors import ConfigError
 
@@ -96,6 +105,14 @@ _Paths = Annotated[list[FieldPath], Field(min_length=1, max_length=8)]
 _Names = Annotated[list[Name], Field(min_length=1, max_length=256)]
 
 
+def _condition(text: str) -> str:
+    try:
+        cel.compile(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no condition (Common Expression Language): {error}") from error
+    return text
+
+
 class Events(Section):
     """How the bytes of a record become readings."""
 
@@ -142,6 +159,13 @@ class Events(Section):
     forget_after: Duration = Field(7 * 86400.0, description="a series idle for longer is dropped")
     max_series: int = Field(100_000, ge=1, le=10_000_000, description="bound on live series of one partition")
     max_bytes: int = Field(1 << 20, ge=64, le=16 << 20, description="a larger record is refused")
+    when: Annotated[str, AfterValidator(_condition)] | None = Field(
+        None,
+        min_length=1,
+        max_length=2_000,
+        description="a condition over the event's own fields (CEL), such as `pump.on && load > 3`; an event "
+        "outside it shows that its series is alive, and is neither judged nor learned from",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Events:
@@ -206,15 +230,28 @@ class Model(Section):
     code: int | None = Field(None, ge=1, le=1024, description="width of the middle; default: from the input")
 
 
-class Ewma(Section):
-    """Mean plus k standard deviations of the reconstruction error, both rolling."""
+class _Rolling(Section):
+    """What rolling lines have in common."""
 
-    policy: Literal["ewma"] = "ewma"
-    k: float = Field(5.0, gt=0, le=100, description="standard deviations above the mean")
     memory: Duration = Field(6 * 3600.0, description="half-life; never shorter than 1,000 rows")
     adapt_after: Duration = Field(
         6 * 3600.0, description="an anomaly that lasts longer begins to count as normal"
     )
+
+
+class Ewma(_Rolling):
+    """Mean plus k standard deviations of the reconstruction error, both rolling."""
+
+    policy: Literal["ewma"] = "ewma"
+    k: float = Field(5.0, gt=0, le=100, description="standard deviations above the mean")
+
+
+class Quantile(_Rolling):
+    """A multiple of a rolling quantile of the reconstruction error, whatever its distribution."""
+
+    policy: Literal["quantile"]
+    q: float = Field(0.99, ge=0.5, le=0.9999, description="the share of rows at or below the quantile")
+    margin: float = Field(1.5, ge=1, le=100, description="times the quantile is the line")
 
 
 class Static(Section):
@@ -224,12 +261,31 @@ class Static(Section):
     value: float = Field(gt=0, allow_inf_nan=False, description="the reconstruction error that is the line")
 
 
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Direction = Literal["both", "above", "below"]
+
+
 class AlertRules(Section):
     """When an episode fires and when it ends."""
 
     for_rows: int = Field(1, ge=1, le=10_000, alias="for", description="rows above the line before it fires")
+    min_deviation: dict[Name, _Amount] | _Amount = Field(
+        0.0,
+        description="in a feature's own units, for all or by name: where the value that has most to do with "
+        "a high error is no further from what was expected, the row counts as normal",
+    )
+    direction: dict[Name, Direction] | Direction = Field(
+        "both", description="for all features or by name: only values `above` or `below` what was expected"
+    )
     recovery: int = Field(8, ge=1, le=10_000, description="rows in a row below the line before it resolves")
+    recovery_line: float = Field(1.0, gt=0, le=1, description="the score that these rows stay below")
+    recovery_for: Duration = Field(0.0, description="how long these rows last at least")
     refractory: Duration = Field(0.0, description="no new alert of a series for so long after one resolved")
+    critical: float = Field(2.0, ge=1, description="an alert whose score reaches this is critical")
+    raise_by: float = Field(
+        0.05, ge=0, le=1, description="each alert that was called a false alarm raises the line by this share"
+    )
+    raise_most: float = Field(0.5, ge=0, le=10, description="and all of them together by no more than this")
 
 
 class Training(Section):
@@ -249,7 +305,7 @@ class Stream(Section):
     )
     events: Events
     model: Model = Model()
-    threshold: Annotated[Ewma | Static, Field(discriminator="policy")] = Ewma()
+    threshold: Annotated[Ewma | Quantile | Static, Field(discriminator="policy")] = Ewma()
     alerts: AlertRules = AlertRules()
     training: Training = Training()
 
@@ -260,6 +316,17 @@ class Stream(Section):
         if isinstance(threshold, dict) and "policy" not in threshold:
             return {**value, "threshold": {"policy": "ewma", **threshold}}
         return value
+
+    @model_validator(mode="after")
+    def _names_features(self) -> Stream:
+        for name, given in (
+            ("min_deviation", self.alerts.min_deviation),
+            ("direction", self.alerts.direction),
+        ):
+            unknown = given.keys() - self.events.features.keys() if isinstance(given, dict) else set()
+            if unknown:
+                raise ValueError(f"`alerts.{name}` names {min(unknown)!r}, which is no feature of the stream")
+        return self
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -279,6 +346,16 @@ class Stream(Section):
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+class Notify(Section):
+    """Who is told what, when; on wall clock."""
+
+    wait: Duration = Field(10.0, description="an incident is told so long after its first alert, in one")
+    within: Duration = Field(60.0, description="alerts that open so soon after its last one join an incident")
+    repeat: Duration = Field(
+        4 * 3600.0, description="an incident that is open and not acknowledged is told again after so long"
+    )
+
+
 class Config(Section):
     """The whole of ``offbeat.yaml``."""
 
@@ -296,6 +373,7 @@ class Config(Section):
         "offbeat-data/snapshots",
         description="where copies of the state are kept: a folder, or a URL such as s3://bucket/folder",
     )
+    notify: Notify = Notify()
     streams: dict[Name, Stream] = Field(min_length=1)
 
     def stream(self, name: str) -> Stream:
@@ -316,6 +394,11 @@ class Config(Section):
         return f"{self.namespace}.alerts"
 
     @property
+    def notifications_topic(self) -> str:
+        """What people are told."""
+        return f"{self.namespace}.notifications"
+
+    @property
     def control_topic(self) -> str:
         """What people and programs decide for the workers."""
         return f"{self.namespace}.control"
@@ -332,6 +415,11 @@ class Config(Section):
     def group(self, stream: str) -> str:
         """The consumer group of a stream's workers."""
         return f"{self.namespace}.{stream}.detect"
+
+    @property
+    def notifier_group(self) -> str:
+        """The consumer group of the notifier, also its transactional id: one of them works at a time."""
+        return f"{self.namespace}.notify"
 
     def transactional_id(self, stream: str, slot: int) -> str:
         """The transactional id of the worker in ``slot``; no two live workers share one."""
@@ -401,7 +489,7 @@ def _set_twice(root: yaml.Node | None) -> Iterator[tuple[int, str]]:
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location if part not in {"ewma", "static", "[key]"}) or "top level"
+    return ".".join(str(part) for part in location if part not in {"ewma", "quantile", "static", "[key]"}) or "top level"
 
 
 def _said(mistake: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails

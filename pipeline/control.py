@@ -12,15 +12,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.config import Stream
+from pipeline.config import AlertRules, Stream
 from pipeline.ports import Reader
 from pipeline.reading import READ_RECORDS, intact, stretch
 from pipeline.records import RecordBatch, Send, TopicPartition
+from pipeline.silences import Silence
 
 
 class _Control(BaseModel):
@@ -60,8 +62,85 @@ class Policy(_Control):
         return Stream.model_validate(self.settings)
 
 
-ControlRecord = Annotated[Champion | Policy, Field(discriminator="kind")]
-_RECORD: TypeAdapter[Champion | Policy] = TypeAdapter(ControlRecord)
+class Silenced(_Control):
+    """From now on a silence holds; ``stream`` repeats that of its matchers, which may be a pattern."""
+
+    kind: Literal["silence"] = "silence"
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+    silence: Silence
+
+
+class Expired(_Control):
+    """A silence ends at this moment, if it has not ended before."""
+
+    kind: Literal["expired"] = "expired"
+    id: str
+
+
+Verdict = Literal["ack", "confirm", "false alarm", "accept"]
+
+
+class Feedback(_Control):
+    """What somebody says of an alert.
+
+    ``ack``: somebody looks after it; ``confirm``: it was right; ``false alarm``: it was not, and the stream's
+    line rises a little; ``accept``: what the series does is its new normal. Of confirm and false alarm the
+    last one counts.
+    """
+
+    kind: Literal["feedback"] = "feedback"
+    alert: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    series: str
+    verdict: Verdict
+
+
+Record = Champion | Policy | Silenced | Expired | Feedback
+ControlRecord = Annotated[Record, Field(discriminator="kind")]
+_RECORD: TypeAdapter[Record] = TypeAdapter(ControlRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A silence as it stands: who made it when and why, and when it was ended before its time."""
+
+    record: Silenced
+    expired_at: datetime | None = None
+
+    def spans(self, first: datetime, last: datetime) -> list[tuple[datetime, datetime]]:
+        """Its windows that reach into ``[first, last]``, cut where it was ended."""
+        until = self.expired_at
+        return [
+            (start, end if until is None else min(end, until))
+            for start, end in self.record.silence.spans(first, last)
+            if until is None or start < until
+        ]
+
+    def active(self, at: datetime) -> bool:
+        """Whether it holds at a moment."""
+        return any(start <= at < end for start, end in self.spans(at, at))
+
+    def over(self, at: datetime) -> bool:
+        """Whether it never holds again after a moment."""
+        return (self.expired_at is not None and self.expired_at <= at) or self.record.silence.over(at)
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What people decided about how the rows of a stream are judged, up to an offset of the control topic.
+
+    Attributes:
+        freezes: silences under which nothing is learned.
+        accepted: offset and series of each new normal, in order.
+        false_alarms: alerts that were called false alarms, and not confirmed since.
+    """
+
+    freezes: tuple[Standing, ...] = ()
+    accepted: tuple[tuple[int, str], ...] = ()
+    false_alarms: int = 0
+
+    def raised(self, rules: AlertRules) -> float:
+        """What every line is multiplied by."""
+        return 1.0 + min(rules.raise_by * self.false_alarms, rules.raise_most)
 
 
 def settings_of(stream: Stream) -> dict[str, Any]:
@@ -78,9 +157,12 @@ def policy_sha(settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def send(record: Champion | Policy, topic: str) -> Send:
+def send(record: Record, topic: str) -> Send:
     """The record to be published."""
     return Send(topic, record.stream.encode(), record.model_dump_json().encode(), partition=0)
+
+
+NO_DECISIONS = Decisions()
 
 
 @dataclass(slots=True)
@@ -91,24 +173,50 @@ class ControlView:
         champions: bundle id by stream.
         policies: policy hash by stream.
         settings: every policy there ever was, by hash.
+        silences: every silence there ever was, by id, as it stands.
+        feedback: what was said of alerts, in order, with the offset of each.
     """
 
     next_offset: int = 0
     champions: dict[str, str] = field(default_factory=dict)
     policies: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Stream] = field(default_factory=dict)
+    silences: dict[str, Standing] = field(default_factory=dict)
+    feedback: list[tuple[int, Feedback]] = field(default_factory=list)
+    _judging: list[tuple[int, Silenced | Expired | Feedback]] = field(default_factory=list)
+
+    def decided(self, stream: str) -> int:
+        """The offset behind the last record that changes how rows of a stream are judged; 0 for none."""
+        return next((offset + 1 for offset, each in reversed(self._judging) if _about(each, stream)), 0)
+
+    def decisions(self, stream: str, decided: int) -> Decisions:
+        """What those records below ``decided`` come to."""
+        freezes, accepted, said = dict[str, Standing](), list[tuple[int, str]](), dict[str, str]()
+        for offset, each in self._judging:
+            if offset >= decided or not _about(each, stream):
+                continue
+            if isinstance(each, Silenced):
+                freezes[each.id] = Standing(each)
+            elif isinstance(each, Expired):
+                freezes[each.id] = Standing(freezes[each.id].record, each.at)
+            elif each.verdict == "accept":
+                accepted.append((offset, each.series))
+            else:
+                said[each.alert] = each.verdict
+        false_alarms = sum(verdict == "false alarm" for verdict in said.values())
+        return Decisions(tuple(freezes.values()), tuple(accepted), false_alarms)
 
     def take(self, batch: RecordBatch) -> list[str]:
         """Take records in, in order; returns, in sentences, those that change nothing and why."""
         void = []
         for row in range(len(batch)):
-            reason = self._take(batch.value(row) or b"")
+            reason = self._take(int(batch.offset[row]), batch.value(row) or b"")
             if reason:
                 void.append(f"{batch.partition} offset {batch.offset[row]}: {reason}")
         self.next_offset = max(self.next_offset, batch.next_offset)
         return void
 
-    def _take(self, value: bytes) -> str | None:
+    def _take(self, offset: int, value: bytes) -> str | None:
         try:
             record = _RECORD.validate_json(value)
             if isinstance(record, Policy):
@@ -116,12 +224,37 @@ class ControlView:
         except ValidationError as error:
             first = error.errors()[0]
             return f"no control record that this version knows ({first['loc']}: {first['msg']}); left out"
+        if isinstance(record, Champion):
+            return self._take_champion(record)
+        return self._take_decision(offset, record)
+
+    def _take_champion(self, record: Champion) -> str | None:
         if record.predecessor != self.champions.get(record.stream):
             return (
                 f"the champion {record.bundle[:12]} of {record.stream!r} is void: it follows "
                 f"{_short(record.predecessor)}, and {_short(self.champions.get(record.stream))} was in use"
             )
         self.champions[record.stream] = record.bundle
+        return None
+
+    def _take_decision(self, offset: int, record: Silenced | Expired | Feedback) -> str | None:
+        if isinstance(record, Feedback):
+            self.feedback.append((offset, record))
+            if record.verdict != "ack":
+                self._judging.append((offset, record))
+            return None
+        if isinstance(record, Silenced):
+            if record.id in self.silences:
+                return f"the silence {record.id} is void: there is one of this id"
+            standing = self.silences[record.id] = Standing(record)
+        else:
+            before = self.silences.get(record.id)
+            if before is None or before.expired_at is not None:
+                return f"the end of the silence {record.id} is void: there is no such silence that could end"
+            record = record.model_copy(update={"stream": before.record.stream})
+            standing = self.silences[record.id] = Standing(before.record, record.at)
+        if standing.record.silence.mode == "freeze":
+            self._judging.append((offset, record))
         return None
 
     def _take_policy(self, record: Policy) -> str | None:
@@ -135,6 +268,11 @@ class ControlView:
             )
         self.policies[record.stream] = record.sha
         return None
+
+
+def _about(record: Silenced | Expired | Feedback, stream: str) -> bool:
+    """Whether a record is about a stream; the stream of a silence may be a pattern."""
+    return record.stream == stream or fnmatchcase(stream, record.stream)
 
 
 def _short(digest: str | None) -> str:

@@ -14,16 +14,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.accounting import Bin
-from pipeline.alerts import Alert, DeadLetter, FeatureEvidence, Kind, Transition, alert_id
+from pipeline.alerts import (
+    Alert,
+    DeadLetter,
+    FeatureEvidence,
+    Kind,
+    Reason,
+    Transition,
+    alert_id,
+    nanoseconds,
+    severity,
+    timestamp,
+)
 from pipeline.align import BEGUN, FILL, Columns, Items, Table, has_room, sweep, take
 from pipeline.config import Stream
-from pipeline.episodes import FIRED, NOTHING, RESOLVED
-from pipeline.judge import IS_GONE, JUDGE, SILENCE, Verdicts, judge
-from pipeline.policy import align_policy, judge_policy
+from pipeline.episodes import FIRED, NOTHING, RESOLVED, WORSENED
+from pipeline.judge import IS_GONE, JUDGE, SILENCE, UNKNOWN, Verdicts, judge
+from pipeline.policy import align_policy, deviations, judge_policy
 from pipeline.ports import Errors, Float32s, Float64s, Int32s, Scorer, Windows
 from pipeline.readings import Decoder, Rejected
 from pipeline.records import Int64s, RecordBatch
 from pipeline.series import Layout, PartitionState
+from pipeline.silences import Matchers
 
 LETTERS_PER_S = 1_000
 """Dead letters of a partition and second that keep their bytes; beyond it ranges are counted."""
@@ -32,6 +44,8 @@ _DRAWN_FEATURES = 8
 _PIECE_ITEMS = 51_200
 """A whole poll in one piece: stacked models share the cost of reading their weights among more rows."""
 _PIECE_BYTES = 32 << 20
+_EXPLAINED = 256
+"""Windows that are explained at once, where rules ask how far they deviate."""
 _NO_ERRORS = Errors(np.zeros(0), np.zeros(0))
 
 
@@ -39,7 +53,9 @@ _NO_ERRORS = Errors(np.zeros(0), np.zeros(0))
 class Scores:
     """Judged rows, as columns: slot int32, time_ns int64, the others float64.
 
-    ``last_score`` is that of the last row's own error, by which episodes begin to fire and end.
+    ``last_score`` is that of the last row's own error, by which episodes begin to fire and end. ``rule`` int8
+    is what decided (:func:`pipeline.episodes.step`), ``silenced`` bool whether somebody said that the row
+    teaches nothing.
     """
 
     slot: Int32s
@@ -48,6 +64,8 @@ class Scores:
     score: Float64s
     last_score: Float64s
     threshold: Float64s
+    rule: NDArray[np.int8]
+    silenced: NDArray[np.bool_]
 
 
 @dataclass(slots=True, eq=False)
@@ -100,7 +118,7 @@ class Detector:
         self.namespace, self.name, self.stream = namespace, name, stream
         self._decoder = Decoder(stream)
         self._align = {has_model: align_policy(stream, has_model=has_model) for has_model in (False, True)}
-        self._judge = judge_policy(stream)
+        self._judge, self._deviations = judge_policy(stream), deviations(stream)
         # One record can close every open cell, each after a hole, and end or begin a silence.
         self._spare = self.layout.cells * self.layout.window_rows + 8
         size = max(_PIECE_ITEMS, 2 * self._spare)
@@ -208,16 +226,27 @@ class Detector:
         state, errors = piece.state, piece.errors
         items, out = self._items, self._verdicts
         self._impose(piece)
-        judge(
-            state.rows,
-            state.calibration,
-            items,
-            errors.window,
-            errors.last,
-            self._judge,
-            state.counters.attributes,
-            out,
-        )
+        self._silence(piece)
+        deviates = np.full(len(errors.window), UNKNOWN if self._judge.asks_deviation else 1, np.int8)
+        at, end = 0, int(items.size[0])
+        while True:
+            at = judge(
+                state.rows,
+                state.series.sketch,
+                state.calibration,
+                items,
+                errors.window,
+                errors.last,
+                deviates,
+                self._judge,
+                state.decisions.raised(self.stream.alerts),
+                state.counters.attributes,
+                out,
+                at,
+            )
+            if at == end:
+                break
+            self._deviate(piece, at, deviates)
         n = int(items.size[0])
         judged = np.flatnonzero(items.window[:n] >= 0)
         if len(judged):
@@ -229,11 +258,46 @@ class Detector:
                     out.score[judged],
                     out.last_score[judged],
                     out.threshold[judged],
+                    out.rule[judged],
+                    out.silenced[judged],
                 )
             )
         labels = self._labels(piece)
         if labels:
             self._alerts(piece, labels, outputs)
+
+    def _deviate(self, piece: _Piece, item: int, deviates: NDArray[np.int8]) -> None:
+        """Find out whether an item's window deviates enough, and those behind it that may be asked next."""
+        items, errors = self._items, piece.errors
+        window = int(items.window[item])
+        later = np.flatnonzero(deviates == UNKNOWN)
+        later = later[(later >= window) & (errors.window[later] >= errors.window[window] / 2)]
+        chosen = np.union1d(later[:_EXPLAINED], window)
+        if piece.scorer is not None:
+            windows = piece.windows
+            some = Windows(windows.tail[chosen], windows.anchor[chosen], windows.model[chosen])
+            deviates[chosen] = self._deviations.count(piece.scorer.explain(some))
+
+    def _silence(self, piece: _Piece) -> None:
+        """Set down which rows teach nothing because somebody said so."""
+        state, items, out = piece.state, self._items, self._verdicts
+        n = int(items.size[0])
+        out.silenced[:n] = False
+        if not state.decisions.freezes or not n:
+            return
+        slots, time_ns = items.slot[:n], items.time_ns[:n]
+        first, last = timestamp(int(time_ns.min())), timestamp(int(time_ns.max()))
+        for freeze in state.decisions.freezes:
+            matchers, spans = freeze.record.silence.matchers, freeze.spans(first, last)
+            covered = [slot for slot in np.unique(slots).tolist() if spans and self._covers(matchers, state, slot)]
+            rows = np.isin(slots, covered)
+            for start, end in spans if covered else ():
+                inside = (time_ns >= nanoseconds(start)) & (time_ns < nanoseconds(end))
+                out.silenced[:n] |= rows & inside
+
+    def _covers(self, matchers: Matchers, state: PartitionState, slot: int) -> bool:
+        labels = dict(zip(self.stream.events.labels, state.labels[slot], strict=False))
+        return matchers.cover(self.name, state.names[slot] or "", labels)
 
     def _impose(self, piece: _Piece) -> None:
         """Set down which rows are known to have changed an alert."""
@@ -248,7 +312,8 @@ class Detector:
             row = slots[int(items.slot[item])], int(items.time_ns[item]), int(items.offset[item])
             change = piece.imposed.get(row)
             if change is not None:
-                out.imposed[item] = FIRED if change.state == "firing" else RESOLVED
+                first = FIRED if change.revision == 1 else WORSENED
+                out.imposed[item] = first if change.state == "firing" else RESOLVED
                 out.imposed_start_ns[item] = change.started_ns
 
     def _labels(self, piece: _Piece) -> list[tuple[str, ...]]:
@@ -275,21 +340,21 @@ class Detector:
         for change in range(changes):
             item = int(out.item[change])
             slot, silent = int(items.slot[item]), bool(out.kind[change] == SILENCE)
-            fired, judged = bool(out.change[change] == FIRED), bool(window[change] >= 0)
+            done, judged = int(out.change[change]), bool(window[change] >= 0)
             kind: Kind = "silent" if silent else "anomaly"
             start_ns, series = int(out.start_ns[change]), state.names[slot] or ""
-            cause = "no events" if silent else "error above its threshold"
-            ended = "gone" if out.reason[change] == IS_GONE else "recovered"
+            reason = _reason(done, silent=silent, gone=bool(out.reason[change] == IS_GONE))
             transition = Transition(
                 id=alert_id(self.namespace, self.name, series, kind, start_ns),
                 revision=int(out.revision[change]),
                 alert=kind,
-                state="firing" if fired else "resolved",
+                state="resolved" if done == RESOLVED else "firing",
                 series=series,
                 labels=dict(zip(self.stream.events.labels, labels[change], strict=False)),
                 started_ns=start_ns,
                 at_ns=int(items.time_ns[item]),
                 offset=int(items.offset[item]),
+                severity="warning" if silent else severity(float(out.peak[change]), self.stream),
                 judged=judged,
             )
             outputs.changes.append(transition)
@@ -299,7 +364,7 @@ class Detector:
                     self.namespace,
                     self.name,
                     partition,
-                    reason=cause if fired else ended,
+                    reason=reason,
                     score=float(out.score[item]) if judged else None,
                     peak_score=None if silent else float(out.peak[change]),
                     error=float(errors.window[window[change]]) if judged else None,
@@ -398,3 +463,11 @@ class Detector:
         maybe = np.concatenate([used[used >= 0], np.flatnonzero(idle & state.dirty)])
         slots = np.unique(maybe)
         state.release(slots[idle[slots]].tolist())
+
+
+def _reason(done: int, *, silent: bool, gone: bool) -> Reason:
+    if done == RESOLVED:
+        return "gone" if gone else "recovered"
+    if done == WORSENED:
+        return "it got worse"
+    return "no events" if silent else "error above its threshold"

@@ -32,6 +32,8 @@ class InForce(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
         control_offset: the control records below it had been taken in.
         bundle_sha: the model, None before the first.
         policy_sha: the stream's settings.
+        decided: of what people decided about how rows are judged, the records below it hold
+            (:meth:`pipeline.control.ControlView.decisions`).
         partitions: how many partitions the input topic had, each count it ever had in turn; the last holds.
         rebuilt_from: the state at ``next_offset`` was made anew from the records of this offset on, and is
             not what uninterrupted work would have had; None where it is.
@@ -43,14 +45,15 @@ class InForce(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     control_offset: int
     bundle_sha: str | None
     policy_sha: str
+    decided: int = 0
     partitions: tuple[int, ...]
     rebuilt_from: int | None = None
 
     def same(self, other: InForce | None) -> bool:
         """Whether rows are judged alike under both."""
         return other is not None and (
-            (self.topic_id, self.bundle_sha, self.policy_sha, self.partitions)
-            == (other.topic_id, other.bundle_sha, other.policy_sha, other.partitions)
+            (self.topic_id, self.bundle_sha, self.policy_sha, self.decided, self.partitions)
+            == (other.topic_id, other.bundle_sha, other.policy_sha, other.decided, other.partitions)
         )
 
 

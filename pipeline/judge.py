@@ -11,29 +11,34 @@ from pipeline.align import BACK, GONE, SILENT, Items
 from pipeline.episodes import FIRED, FIRING, NOTHING, RESOLVED, clear, frozen, impose, step
 from pipeline.kernels import kernel
 from pipeline.policy import JudgePolicy
-from pipeline.ports import Float64s, Int32s
+from pipeline.ports import Float32s, Float64s, Int32s
 from pipeline.records import Int64s
-from pipeline.thresholds import learn, line, start
+from pipeline.thresholds import BINS, learn, line, start, start_again
 
 ANOMALY, SILENCE = 0, 1
 RECOVERED, IS_GONE = 0, 1
 JUDGE = -1
 """Imposed on a row that nobody has judged before."""
+UNKNOWN = -1
+"""A window that nobody has asked yet whether it deviates enough."""
 
 
 class Verdicts(NamedTuple):
     """What came of the items of one piece.
 
     score, last_score (of the last row's own error) and threshold float64[items], NaN for items that were
-    not judged; imposed int8[items] (JUDGE, or the NOTHING, FIRED, RESOLVED of a time before) with the
+    not judged; rule int8[items], what decided (:func:`pipeline.episodes.step`); silenced bool[items], set
+    before: the row teaches nothing because somebody said so; imposed int8[items] (JUDGE, or the NOTHING, FIRED, RESOLVED, WORSENED of a time before) with the
     imposed_start_ns int64 of the episode that fired. Transitions, of which size[0] are in use: item int32,
-    kind uint8 (ANOMALY, SILENCE), change uint8 (FIRED, RESOLVED), reason uint8 (RECOVERED, IS_GONE), start_ns
+    kind uint8 (ANOMALY, SILENCE), change uint8 (FIRED, RESOLVED, WORSENED), reason uint8 (RECOVERED, IS_GONE), start_ns
     int64 of the episode, peak float64, revision int32.
     """
 
     score: Float64s
     last_score: Float64s
     threshold: Float64s
+    rule: NDArray[np.int8]
+    silenced: NDArray[np.bool_]
     imposed: NDArray[np.int8]
     imposed_start_ns: Int64s
     item: Int32s
@@ -52,6 +57,8 @@ class Verdicts(NamedTuple):
             np.empty(items),
             np.empty(items),
             np.empty(items),
+            np.empty(items, np.int8),
+            np.zeros(items, bool),
             np.full(items, JUDGE, np.int8),
             np.zeros(items, np.int64),
             np.empty(2 * items, np.int32),
@@ -83,22 +90,46 @@ def _note(
 @kernel
 def judge(
     rows: NDArray[np.void],
+    sketches: Float32s,
     calibration: Float64s,
     items: Items,
     window_error: Float64s,
     last_error: Float64s,
+    deviates: NDArray[np.int8],
     policy: JudgePolicy,
+    raised: float,
     attributes: Int64s,
     out: Verdicts,
-) -> None:
-    """Judge the items of one piece; errors are indexed by ``items.window``."""
-    out.size[0] = 0
-    for i in range(items.size[0]):
+    first: int,
+) -> int:
+    """Judge the items of one piece from ``first`` on; errors are indexed by ``items.window``.
+
+    ``raised`` times is every line. Returns the next item: where it is below the end, its window is above a
+    line and ``deviates`` int8[windows] is UNKNOWN for it; find out, and go on.
+    """
+    if first == 0:
+        out.size[0] = 0
+    for i in range(first, items.size[0]):
         out.score[i] = np.nan
         out.last_score[i] = np.nan
         out.threshold[i] = np.nan
         slot, kind, time_ns = items.slot[i], items.kind[i], items.time_ns[i]
-        row = rows[slot]
+        row, sketch = rows[slot], sketches[slot]
+        window = items.window[i]
+        threshold = score = last_score = error = last = 0.0
+        if window >= 0:
+            error, last = window_error[window], last_error[window]
+            if row.rows == 0.0:
+                start(row, sketch, calibration[slot], policy)
+                row.judged_ns = time_ns
+            if row.accepted == 1:
+                start_again(row, sketch, calibration[slot], error, last, policy)
+            threshold = raised * line(row.error_mean, row.error_variance, sketch[:BINS], policy)
+            score = error / threshold
+            last_score = last / (raised * line(row.last_mean, row.last_variance, sketch[BINS:], policy))
+            high = score >= 1.0 or last_score >= policy.recovery_line
+            if policy.asks_deviation and high and deviates[window] == UNKNOWN:
+                return i
         if kind == SILENT:
             row.silent_start_ns = time_ns
             _note(out, i, SILENCE, FIRED, RECOVERED, time_ns, 0.0, 1)
@@ -112,28 +143,23 @@ def judge(
             clear(row)
         if kind in (BACK, GONE):
             row.silent_start_ns = 0
-        window = items.window[i]
         if window < 0:
             continue
-        error, last = window_error[window], last_error[window]
-        if row.rows == 0.0:
-            start(row, calibration[slot])
-            row.judged_ns = time_ns
-        threshold = line(row.error_mean, row.error_variance, policy)
-        score = error / threshold
-        last_score = last / line(row.last_mean, row.last_variance, policy)
-        change = int(out.imposed[i])
+        change, counts = int(out.imposed[i]), deviates[window] != 0
         if change == JUDGE:
-            change = step(row, time_ns, score, last_score, policy)
+            change, rule = step(row, time_ns, score, last_score, counts, policy)
         else:
-            impose(row, time_ns, score, last_score, policy, change, out.imposed_start_ns[i])
+            start_ns = out.imposed_start_ns[i]
+            rule = impose(row, time_ns, score, last_score, counts, policy, change, start_ns)
         if change != NOTHING:
             _note(out, i, ANOMALY, change, RECOVERED, row.start_ns, row.peak, row.revision)
-        if frozen(row, time_ns, policy):
+        if out.silenced[i] or frozen(row, time_ns, policy):
             attributes[1] += 1
         else:
-            learn(row, error, last, time_ns, policy)
+            learn(row, sketch, error, last, time_ns, policy)
         row.judged_ns = time_ns
         out.score[i] = score
         out.last_score[i] = last_score
         out.threshold[i] = threshold
+        out.rule[i] = rule
+    return int(items.size[0])

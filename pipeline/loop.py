@@ -320,6 +320,7 @@ class Worker:
             control_offset=view.next_offset,
             bundle_sha=bundle_sha,
             policy_sha=policy_sha,
+            decided=view.decided(self._parts.stream),
             partitions=counts,
             rebuilt_from=owned.rebuilt_from,
         )

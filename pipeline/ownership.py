@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from pipeline.adoption import adopt
-from pipeline.control import ControlLog
+from pipeline.control import ControlLog, Decisions
 from pipeline.detect import Detector, Imposed, Outputs
 from pipeline.errors import OffbeatError
 from pipeline.journal import Entry, InForce, JournalLog, Past
@@ -107,6 +107,16 @@ class Shelf:
             self._detectors[policy_sha] = Detector(self._namespace, self._stream, settings)
         return self._detectors[policy_sha]
 
+    def decisions(self, decided: int) -> Decisions:
+        """What people decided, up to an offset of the control topic; one behind what was read is looked up.
+
+        Raises:
+            BusDown: the bus cannot be reached.
+        """
+        if decided > self._control.view.next_offset:
+            self._control.refresh()
+        return self._control.view.decisions(self._stream, decided)
+
     def scorer(self, bundle_sha: str, policy_sha: str) -> Scorer:
         """The scorer of a bundle for rows under a policy, without loading twice.
 
@@ -203,8 +213,12 @@ class Takeover:
                 )
                 owned.anew, owned.rebuilt_from = True, owned.state.next_offset
         before = owned.state
-        owned.state, outputs = adopt(owned.detector, before, owned.partition, change, owned.scorer)
-        if owned.state is not before:
+        layout = before.layout
+        decisions = self.shelf.decisions(change.decided)
+        owned.state, outputs = adopt(
+            owned.detector, before, owned.partition, change, owned.scorer, decisions
+        )
+        if owned.state.layout != layout:
             owned.stored_offset = None  # rows of another layout: no delta fits on them
         return outputs
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pipeline.config import Ewma, Stream
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Ewma, Quantile, Static, Stream
+from pipeline.ports import Explanation, Float64s
+from pipeline.records import Int64s
 
 NEVER = -(1 << 62)
 """A time before every event, in nanoseconds."""
@@ -12,6 +17,7 @@ ALWAYS = 1 << 62
 """A time after every event, in nanoseconds; also the length of an unbounded duration."""
 
 COMBINE = {"mean": 0, "last": 1, "min": 2, "max": 3, "sum": 4}
+SIGN = {"both": 0, "above": 1, "below": -1}
 TRANSFORM = {"none": 0, "rate": 1, "diff": 2, "log": 3}
 
 
@@ -34,13 +40,43 @@ class JudgePolicy(NamedTuple):
     """How errors become episodes; durations in nanoseconds."""
 
     static_line: float
-    """The fixed line, or 0 for the rolling one."""
+    """The fixed line, or 0 for a rolling one."""
     k: float
+    quantile: float
+    """The share of rows at or below the quantile, or 0 for mean + k standard deviations."""
+    margin: float
     memory_ns: float
     adapt_ns: int
+    asks_deviation: bool
+    """Whether a row above the line must also deviate enough, see :class:`Deviations`."""
     for_rows: int
     recovery_rows: int
+    recovery_line: float
+    recovery_ns: int
     refractory_ns: int
+    critical: float
+
+
+class Deviations(NamedTuple):
+    """What a feature's value must be from what was expected to count: at least ``least`` float64[F], and of
+    the sign ``sign`` int64[F], or of any where that is 0."""
+
+    least: Float64s
+    sign: Int64s
+
+    @property
+    def ask(self) -> bool:
+        """Whether they ask for anything."""
+        return bool(self.least.any() or self.sign.any())
+
+    def count(self, why: Explanation) -> NDArray[np.bool_]:
+        """bool[n]: whether the row and feature that contribute most to each window's error deviate enough."""
+        rows, feature = np.arange(len(why.contribution)), why.contribution.argmax(axis=1)
+        apart = (why.observed - why.expected)[rows, :, feature]
+        most = apart[rows, np.abs(apart).argmax(axis=1)]
+        wanted = self.sign[feature]
+        enough = np.abs(most) >= self.least[feature]
+        return np.asarray(enough & ((wanted == 0) | (np.sign(most) == wanted)), bool)
 
 
 def _ns(seconds: float | None, default: int = ALWAYS) -> int:
@@ -66,13 +102,30 @@ def align_policy(stream: Stream, *, has_model: bool) -> AlignPolicy:
 def judge_policy(stream: Stream) -> JudgePolicy:
     """The threshold and alert rules of a stream."""
     threshold, rules = stream.threshold, stream.alerts
-    rolling = threshold if isinstance(threshold, Ewma) else None
+    rolling = None if isinstance(threshold, Static) else threshold
     return JudgePolicy(
-        static_line=0.0 if isinstance(threshold, Ewma) else threshold.value,
-        k=rolling.k if rolling else 0.0,
+        static_line=threshold.value if isinstance(threshold, Static) else 0.0,
+        k=threshold.k if isinstance(threshold, Ewma) else 0.0,
+        quantile=threshold.q if isinstance(threshold, Quantile) else 0.0,
+        margin=threshold.margin if isinstance(threshold, Quantile) else 0.0,
         memory_ns=rolling.memory * 1e9 if rolling else 0.0,
         adapt_ns=_ns(rolling.adapt_after) if rolling else ALWAYS,
+        asks_deviation=deviations(stream).ask,
         for_rows=rules.for_rows,
         recovery_rows=rules.recovery,
+        recovery_line=rules.recovery_line,
+        recovery_ns=_ns(rules.recovery_for),
         refractory_ns=_ns(rules.refractory),
+        critical=rules.critical,
+    )
+
+
+def deviations(stream: Stream) -> Deviations:
+    """The deviations that a stream's rules ask for."""
+    least, direction = stream.alerts.min_deviation, stream.alerts.direction
+    names = stream.feature_names
+    signs = [SIGN[direction.get(name, "both") if isinstance(direction, dict) else direction] for name in names]
+    return Deviations(
+        np.array([least.get(name, 0.0) if isinstance(least, dict) else least for name in names]),
+        np.array(signs, np.int64),
     )

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from operator import attrgetter, itemgetter
 from typing import Any
 
+import cel
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ fit into int64."""
 _BAD_TIME = "its time is outside the years 1900 to 2099"
 _TIME_TYPES: dict[str, Any] = {"s": float, "ms": float, "ns": int, "iso": datetime}
 _Key = str | int
+_EVENT = msgspec.json.Decoder(dict[str, Any])
 _UNKNOWN = -2
 """A metric that is no feature; -1 stands for an event that holds all features."""
 
@@ -122,6 +124,7 @@ class Decoder:
         self._series = attrgetter(*(at[path] for path in events.series))
         self._labels = [attrgetter(at[path]) for path in events.labels]
         self._metric_of = attrgetter(at[events.metric]) if self._narrow else None
+        self._when = None if events.when is None else cel.compile(events.when)
         self._values = [attrgetter(at[path]) for path in ([events.value] if self._narrow else paths)]
 
     def _fields(self, paths: Sequence[str]) -> Fields | None:
@@ -162,12 +165,32 @@ class Decoder:
         for wrong, reason in refusals:
             rejected.extend(Rejected(row, reason) for row in np.flatnonzero(good & wrong).tolist())
             good &= ~wrong
+        inside = self._inside(batch, good, rejected)
         slot = self._slots(batch, found, rows, events, good, state=state, rejected=rejected)
         rejected.sort(key=lambda one: one.row)
-        columns = Columns(slot, metric, time_ns, limit_ns, batch.offset, values)
+        columns = Columns(slot, inside, metric, time_ns, limit_ns, batch.offset, values)
         if len(kept) < len(batch):
             columns = Columns._make(column[kept] for column in columns)
         return Readings(columns, rejected)
+
+    def _inside(
+        self, batch: RecordBatch, good: NDArray[np.bool_], rejected: list[Rejected]
+    ) -> NDArray[np.bool_]:
+        """bool[n]: whether `when` holds; records that it cannot be asked of are good no more."""
+        inside = np.ones(len(batch), bool)
+        if self._when is None:
+            return inside
+        for row in np.flatnonzero(good).tolist():
+            try:
+                holds = self._when.execute(_EVENT.decode(batch.value(row) or b""))
+            except Exception as error:  # noqa: BLE001 - whatever a field's type makes of an expression
+                holds = error
+            if isinstance(holds, bool):
+                inside[row] = holds
+            else:
+                good[row] = False
+                rejected.append(Rejected(row, f"`when` has no answer for it, neither yes nor no: {holds}"))
+        return inside
 
     def _plain(self, batch: RecordBatch) -> Found:
         """What can be read without the library, which is nothing where the stream's events are not flat."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.accounting import Bin, Counters
-from pipeline.config import Stream
+from pipeline.config import Quantile, Stream
+from pipeline.control import NO_DECISIONS, Decisions
 from pipeline.episodes import clear
 from pipeline.journal import InForce
 from pipeline.keys import KeyTable
@@ -25,8 +26,9 @@ from pipeline.partitioning import UNKEYED
 from pipeline.policy import ALWAYS, NEVER
 from pipeline.ports import Float32s, Float64s, Scorer
 from pipeline.records import BUCKET_ROWS, Int32s, Int64s, PackedRows
+from pipeline.thresholds import BINS
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _SEPARATOR = "\x1f"
 _HELD_READINGS = 16
 """Readings of one cell that are remembered exactly, to know a duplicate."""
@@ -53,11 +55,13 @@ _ROW = [
     ("judged_ns", "i8"),  # time of the newest judged row
     ("above_ns", "i8"),  # since when the series is judged anomalous
     ("start_ns", "i8"),  # first row of the open episode
+    ("calm_ns", "i8"),  # since when the open episode is below the recovery line
     ("quiet_until_ns", "i8"),  # end of the refractory time
     ("silent_start_ns", "i8"),
     ("peak", "f8"),  # highest score of the open episode
     ("run", "i4"),  # rows counted towards `for` or `recovery`
     ("revision", "i4"),
+    ("accepted", "i8"),  # the next row judged is the new normal
 ]
 _CELL = [
     ("index", "i8"),  # time // every
@@ -82,6 +86,7 @@ class Arrays(NamedTuple):
         cell_value, cell_ns, cell_count: float64, int64, int32[S, K, F]: what was merged, the time of the
             reading that `last` kept, and how many.
         cell_held: int64[S, K, H], metric and time of readings, to know duplicates.
+        sketch: float32[S, Q], the quantiles of a rolling threshold that is one (:mod:`pipeline.thresholds`).
     """
 
     rows: NDArray[np.void]
@@ -95,6 +100,7 @@ class Arrays(NamedTuple):
     cell_ns: Int64s
     cell_count: Int32s
     cell_held: Int64s
+    sketch: Float32s
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ class Layout:
         window_rows, features: W and F.
         cells: K, open cells a row can hold; 0 without a grid.
         held: H, readings of a cell that are remembered to know duplicates.
+        sketch: Q, values of a quantile threshold; 0 with any other.
         rows_sha: what a row means, :attr:`pipeline.config.Stream.rows_sha`.
         labels: what the labels of a series are called, which ``rows_sha`` knows, too.
     """
@@ -113,6 +120,7 @@ class Layout:
     features: int
     cells: int
     held: int
+    sketch: int
     rows_sha: str
     labels: tuple[str, ...] = field(default=(), repr=False)
 
@@ -126,6 +134,10 @@ class Layout:
     def row_bytes(self) -> int:
         """Bytes of one packed series."""
         return sum(array.nbytes for array in self.arrays(1))
+
+    def same_rows(self, other: Layout) -> bool:
+        """Whether they differ in their thresholds alone."""
+        return replace(self, sketch=other.sketch) == other
 
     def arrays(self, slots: int) -> Arrays:
         """Empty state for so many slots."""
@@ -142,6 +154,7 @@ class Layout:
             cell_ns=np.zeros((s, k, f), np.int64),
             cell_count=np.zeros((s, k, f), np.int32),
             cell_held=np.zeros((s, k, self.held), np.int64),
+            sketch=np.zeros((s, self.sketch), np.float32),
         )
 
     @classmethod
@@ -151,7 +164,8 @@ class Layout:
         features = len(events.features)
         cells = 0 if events.every is None else int(np.ceil(events.late_s / events.every)) + 2
         held = _HELD_READINGS if events.kind == "wide" else min(4 * features, 256)
-        return cls(stream.model.window, features, cells, held, stream.rows_sha, events.labels)
+        sketch = 2 * BINS if isinstance(stream.threshold, Quantile) else 0
+        return cls(stream.model.window, features, cells, held, sketch, stream.rows_sha, events.labels)
 
 
 def _record(fields: list[tuple[str, str]]) -> np.dtype[np.void]:
@@ -218,6 +232,7 @@ class PartitionState:
         bundle_id: the bundle that the thresholds belong to.
         in_force: what holds from ``next_offset`` on, as the journal has it; None before the first entry.
         journal_offset: the partition's journal below it is in this state.
+        decisions: what ``in_force.decided`` comes to.
     """
 
     layout: Layout
@@ -239,6 +254,7 @@ class PartitionState:
     bundle_id: str | None = None
     in_force: InForce | None = None
     journal_offset: int = 0
+    decisions: Decisions = NO_DECISIONS
     letters_second: int = 0
     letters_count: int = 0
     removed: list[tuple[int, bytes]] = field(default_factory=list)
@@ -325,6 +341,13 @@ class PartitionState:
             self.bundle_id = bundle_id
             self.rows["rows"] = 0.0
             self.dirty |= self.rows["live"] == 1
+
+    def relay(self, layout: Layout) -> None:
+        """Go on in a layout of other thresholds: they start again from the calibration."""
+        self.layout = layout
+        self.series = self.series._replace(sketch=layout.arrays(len(self.rows)).sketch)
+        self.rows["rows"] = 0.0
+        self.dirty |= self.rows["live"] == 1
 
     def look_at_all(self) -> None:
         """Have the next sweep look at every series: the durations that it goes by are others now."""

@@ -1,9 +1,10 @@
 """The rolling line that a reconstruction error is held against.
 
-Two exponentially weighted moments for the window's error, two for the last row's own error; the line is
+With the policy `ewma`: two exponentially weighted moments for the window's error, two for the last row's own error; the line is
 mean + k standard deviations. An average over all rows first (weight 1/n), then a half-life that is the longer
 of 1,000 rows and ``memory`` (Welford's update with a weight, as in Finch 2009, "Incremental calculation of
-weighted mean and variance", section 9).
+weighted mean and variance", section 9). With `quantile`: a multiple of a quantile of either, by sketches that
+forget alike.
 """
 
 from __future__ import annotations
@@ -12,44 +13,127 @@ import math
 
 from pipeline.kernels import Row, kernel
 from pipeline.policy import JudgePolicy
-from pipeline.ports import Float64s
+from pipeline.ports import Float32s, Float64s
 
 _ROW_WEIGHT = 1 - 2 ** (-1 / 1_000)
 _LEAST_SPREAD = 0.05
 """A model that reproduces a constant signal has errors with no spread at all; without a floor, relative to
 their mean, the next rounding error would be an anomaly."""
 
+BINS = 28
+"""Of each of a series' two sketches: 224 bytes."""
+_LOWEST, _GROWTH = 0.2, 1.15
+_ACCEPTED_ROWS = 32.0
+"""How much an accepted row weighs against those that follow."""
+
 
 @kernel
-def line(mean: float, variance: float, policy: JudgePolicy) -> float:
-    """The threshold: the fixed one, or mean + k standard deviations."""
+def line(mean: float, variance: float, sketch: Float32s, policy: JudgePolicy) -> float:
+    """The threshold: the fixed one, mean + k standard deviations, or a multiple of the quantile.
+
+    ``sketch`` is float32[BINS] where the policy is a quantile, and ``mean`` then the scale that it began with.
+    """
     if policy.static_line > 0:
         return policy.static_line
+    if policy.quantile > 0:
+        return policy.margin * _quantile(mean, sketch, policy.quantile) + 1e-9
     return mean + policy.k * max(math.sqrt(variance), _LEAST_SPREAD * mean) + 1e-9
 
 
 @kernel
-def start(row: Row, calibration: Float64s) -> None:
+def start(row: Row, sketch: Float32s, calibration: Float64s, policy: JudgePolicy) -> None:
     """Begin with the bundle's calibration (see :class:`pipeline.ports.Calibrated`)."""
     row.error_mean = calibration[0]
     row.error_variance = calibration[1] ** 2
     row.last_mean = calibration[2]
     row.last_variance = calibration[3] ** 2
     row.rows = max(calibration[4], 1.0)
+    if policy.quantile > 0:
+        _seed(sketch[:BINS], calibration[0], calibration[1])
+        _seed(sketch[BINS:], calibration[2], calibration[3])
 
 
 @kernel
-def learn(row: Row, error: float, last_error: float, time_ns: int, policy: JudgePolicy) -> None:
-    """Let one row's errors move the moments."""
+def start_again(
+    row: Row, sketch: Float32s, calibration: Float64s, error: float, last_error: float, policy: JudgePolicy
+) -> None:
+    """Begin with an accepted row's errors as what is normal: the calibration, scaled to their height."""
+    height, last_height = error / max(calibration[0], 1e-9), last_error / max(calibration[2], 1e-9)
+    row.error_mean = error
+    row.error_variance = (calibration[1] * height) ** 2
+    row.last_mean = last_error
+    row.last_variance = (calibration[3] * last_height) ** 2
+    row.rows = _ACCEPTED_ROWS
+    row.accepted = 0
+    if policy.quantile > 0:
+        _seed(sketch[:BINS], error, calibration[1] * height)
+        _seed(sketch[BINS:], last_error, calibration[3] * last_height)
+
+
+@kernel
+def learn(
+    row: Row, sketch: Float32s, error: float, last_error: float, time_ns: int, policy: JudgePolicy
+) -> None:
+    """Let one row's errors move the moments, or the quantiles."""
     weight = _ROW_WEIGHT
     if policy.memory_ns > 0:
         elapsed = (time_ns - row.judged_ns) / policy.memory_ns
         weight = min(weight, -math.expm1(-math.log(2.0) * elapsed))
     weight = max(weight, 1.0 / (row.rows + 1.0))
     row.rows += 1.0
+    if policy.quantile > 0:
+        _count(sketch[:BINS], row.error_mean, error, weight)
+        _count(sketch[BINS:], row.last_mean, last_error, weight)
+        return
     step = error - row.error_mean
     row.error_mean += weight * step
     row.error_variance = (1.0 - weight) * (row.error_variance + weight * step * step)
     step = last_error - row.last_mean
     row.last_mean += weight * step
     row.last_variance = (1.0 - weight) * (row.last_variance + weight * step * step)
+
+
+# Quantiles: shares of rows by the height of their error, in bins whose edges grow by _GROWTH each, as in
+# Masson, Rim and Lee 2019, "DDSketch" (a quantile is right within half a bin, and sketches of one scale add
+# up), here over a bounded range of _LOWEST to some ten times the scale that the series began with.
+
+
+@kernel
+def _edge(scale: float, n: int) -> float:
+    """The lower edge of a bin."""
+    return max(scale, 1e-9) * _LOWEST * _GROWTH**n
+
+
+@kernel
+def _count(sketch: Float32s, scale: float, error: float, weight: float) -> None:
+    """Add a row; those before it lose as much weight as it has."""
+    height = max(error, 1e-12) / _edge(scale, 0)
+    n = min(max(int(math.floor(math.log(height) / math.log(_GROWTH))), 0), BINS - 1)
+    for each in range(BINS):
+        sketch[each] *= 1.0 - weight
+    sketch[n] += weight
+
+
+@kernel
+def _seed(sketch: Float32s, mean: float, deviation: float) -> None:
+    """Begin with a normal distribution."""
+    deviation = max(deviation, _LEAST_SPREAD * mean, 1e-12) * math.sqrt(2.0)
+    below = 0.0
+    for n in range(BINS):
+        up_to = 0.5 * (1.0 + math.erf((_edge(mean, n + 1) - mean) / deviation)) if n < BINS - 1 else 1.0
+        sketch[n] = up_to - below
+        below = up_to
+
+
+@kernel
+def _quantile(scale: float, sketch: Float32s, q: float) -> float:
+    """The error that the share ``q`` of rows is at or below."""
+    total = 0.0
+    for n in range(BINS):
+        total += sketch[n]
+    above = (1.0 - q) * total
+    for n in range(BINS - 1, 0, -1):
+        if sketch[n] > above:
+            return _edge(scale, n) * _GROWTH ** (1.0 - above / sketch[n])
+        above -= sketch[n]
+    return _edge(scale, 1)

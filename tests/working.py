@@ -6,6 +6,7 @@ write down what passes, hold the worker to its rules, and can fail as the real o
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,19 @@ from pipeline.adoption import adopt
 from pipeline.alerts import Alert, DeadLetter
 from pipeline.bus.sqlite import SqliteBroker
 from pipeline.config import Config, Stream
-from pipeline.control import Champion, ControlLog, Policy, policy_sha, send, settings_of
+from pipeline.control import (
+    Champion,
+    ControlLog,
+    Expired,
+    Feedback,
+    Policy,
+    Record,
+    Silenced,
+    Verdict,
+    policy_sha,
+    send,
+    settings_of,
+)
 from pipeline.detect import Detector, Outputs
 from pipeline.errors import NotFound, OffbeatError, StoreDown, TooLarge
 from pipeline.journal import Entry, JournalLog, fold
@@ -40,6 +53,7 @@ from pipeline.records import (
     TopicSpec,
 )
 from pipeline.series import PartitionState
+from pipeline.silences import Silence
 from pipeline.state.redis import RedisStore
 from pipeline.state.snapshots import FolderSnapshots
 from pipeline.status import Processed, Status
@@ -99,6 +113,10 @@ class Shelf:
         return self.bundles[bundle_id]
 
 
+def silence_id(name: str) -> str:
+    return hashlib.blake2b(name.encode(), digest_size=6).hexdigest()
+
+
 class Desk:
     """Where people decide: the control topic of an installation, with the bundles that they choose from."""
 
@@ -125,11 +143,24 @@ class Desk:
         self._publish(Policy(**self._said(), sha=sha, predecessor=before, settings=settings))
         return sha
 
+    def say(self, verdict: Verdict, series: str, alert: str | None = None) -> None:
+        """Feedback about an alert of a series."""
+        alert = alert or hashlib.blake2b(series.encode(), digest_size=16).hexdigest()
+        self._publish(Feedback(**self._said(), alert=alert, series=series, verdict=verdict))
+
+    def silence(self, name: str, silence: Silence) -> None:
+        """A silence, under an id made from ``name``."""
+        self._publish(Silenced(**self._said(), id=silence_id(name), silence=silence))
+
+    def expire(self, name: str) -> None:
+        """The end of a silence before its time."""
+        self._publish(Expired(**self._said(), id=silence_id(name)))
+
     @staticmethod
     def _said() -> dict[str, Any]:
         return {"stream": STREAM, "at": datetime.now(UTC), "who": "a test", "why": "to see"}
 
-    def _publish(self, record: Champion | Policy) -> None:
+    def _publish(self, record: Record) -> None:
         self._producer.send([send(record, self.config.control_topic)])
         self._producer.flush()
 
@@ -444,7 +475,8 @@ class Plant:
         for n, change in enumerate(past.changes):
             detector = Detector("test", STREAM, policies[change.policy_sha])
             scorer = None if change.bundle_sha is None else self.desk.shelf.bundles[change.bundle_sha]
-            answer.state, outputs = adopt(detector, answer.state, at, change, scorer)
+            decisions = self.desk.log.view.decisions(STREAM, change.decided)
+            answer.state, outputs = adopt(detector, answer.state, at, change, scorer, decisions)
             answer.take(outputs)
             later = past.changes[n + 1 : n + 2]
             end = later[0].next_offset if later else bounds.end_offset

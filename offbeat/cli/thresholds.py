@@ -42,10 +42,10 @@ def show(
     loaded = load_config(config)
     name = chosen_stream(loaded, stream)
     with app.open_bus(loaded.bus) as broker:
-        policies = Control(loaded, broker, who("offbeat thresholds")).view().settings
+        view = Control(loaded, broker, who("offbeat thresholds")).view()
     with app.open_state(loaded) as server:
         store = server.store(namespace=loaded.namespace, stream=name)
-        peeked = peek(store, loaded.stream(name), policies)
+        peeked = peek(store, name, loaded.stream(name), view)
     for partition in peeked.unreadable:
         typer.echo(
             f"{partition}: what is stored is of another version, or of a policy that is not known; the next "
@@ -97,6 +97,8 @@ def _tell(row: Row) -> None:
         "threshold": "none before the first judged row" if row.threshold is None else f"{row.threshold:.4g}",
         "episode": row.episode,
     }
+    if row.raised != 1.0:
+        said["threshold"] += f" (raised {row.raised - 1:.0%} by false alarms)"
     if row.episode_since is not None and row.peak is not None:
         said["episode"] += f" since {row.episode_since:%Y-%m-%d %H:%M:%S UTC}, peak score {row.peak:.2f}"
     if row.quiet_until is not None and row.quiet_until > row.last_time:

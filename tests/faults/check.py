@@ -18,7 +18,7 @@ import numpy as np
 from offbeat.app import StreamModels
 from pipeline.adoption import adopt, reconcile
 from pipeline.alerts import Alert, DeadLetter, Transition
-from pipeline.control import ControlLog
+from pipeline.control import NO_DECISIONS, ControlLog
 from pipeline.detect import Detector, Outputs
 from pipeline.journal import InForce, JournalLog
 from pipeline.ownership import Shelf
@@ -212,7 +212,7 @@ class Reference:
             self._take(reconcile(self._detector(), self.state, self.partition, self._anew.open))
         for due in self.past.due(self.state.in_force, self.state.next_offset):
             detector, scorer = self._detector(due), self._scorer(due)
-            self.state, outputs = adopt(detector, self.state, self.partition, due, scorer)
+            self.state, outputs = adopt(detector, self.state, self.partition, due, scorer, NO_DECISIONS)
             self._take(outputs)
             self._compare_copies()
 

@@ -12,6 +12,7 @@ from feeding import PARTITION, Feed, S, encoded, metric, reading, stream
 from pipeline.adoption import adopt, reconcile
 from pipeline.alerts import Alert, Transition
 from pipeline.config import Stream
+from pipeline.control import Decisions
 from pipeline.detect import Detector, Outputs
 from pipeline.episodes import FIRING, IDLE, PENDING
 from pipeline.journal import InForce
@@ -50,6 +51,7 @@ class Work(Feed):
         policy: Stream | None = None,
         model: tuple[str | None, Scorer | None] | None = None,
         counts: tuple[int, ...] | None = None,
+        decisions: Decisions | None = None,
     ) -> Outputs:
         """Something comes into force now."""
         if policy is not None:
@@ -62,9 +64,12 @@ class Work(Feed):
             control_offset=self.decided,
             bundle_sha=self.bundle,
             policy_sha=self.stream.model_dump_json(),
+            decided=self.decided,
             partitions=self.counts,
         )
-        self.state, outputs = adopt(self.detector, self.state, PARTITION, change, self.scorer)
+        self.state, outputs = adopt(
+            self.detector, self.state, PARTITION, change, self.scorer, decisions or self.state.decisions
+        )
         self.alerts += outputs.alerts
         self.changes += outputs.changes
         assert self.state.in_force == change

@@ -5,12 +5,29 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from feeding import COMPILED, Feed, S, reading, stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.alerts import Alert
-from pipeline.episodes import FIRED, FIRING, NOTHING, RESOLVED, clear, frozen, impose, step
+from pipeline.episodes import (
+    FIRED,
+    FIRING,
+    NOTHING,
+    QUIET,
+    RECOVERS,
+    RESOLVED,
+    STALE,
+    TRIVIAL,
+    WAITS,
+    WORSENED,
+    accept,
+    clear,
+    frozen,
+    impose,
+    step,
+)
 from pipeline.policy import judge_policy
 from pipeline.series import Layout
 
@@ -26,22 +43,23 @@ class Episodes:
 
     def __init__(self, **rules: object) -> None:
         self.policy = judge_policy(stream(rules=rules, threshold={"policy": "ewma", "adapt_after": "100s"}))
-        self.row: np.void = Layout(2, 1, 0, 1, "").arrays(1).rows[0]
+        self.row: np.void = Layout(2, 1, 0, 1, 0, "").arrays(1).rows[0]
         clear(self.row)
-        self.second = 0
+        self.second, self.deviates, self.rule = 0, True, -1
 
     def take(self, *scores: tuple[float, float]) -> list[int]:
         changes = []
         for score, last_score in scores:
             self.second += 1
-            changes.append(step(self.row, self.second * S, score, last_score, self.policy))
+            change, self.rule = step(self.row, self.second * S, score, last_score, self.deviates, self.policy)
+            changes.append(change)
         return changes
 
     def follow(self, *rows: tuple[tuple[float, float], int, int]) -> None:
         """Rows that were judged before: their scores now, what they did then, and the start of what fired."""
         for (score, last_score), change, start_ns in rows:
             self.second += 1
-            impose(self.row, self.second * S, score, last_score, self.policy, change, start_ns)
+            impose(self.row, self.second * S, score, last_score, True, self.policy, change, start_ns)
 
     def frozen(self) -> bool:
         return frozen(self.row, self.second * S, self.policy)
@@ -70,6 +88,73 @@ def test_a_row_below_the_line_ends_what_is_pending() -> None:
 
 def test_for_counts_by_the_last_row_so_the_echo_of_a_spike_fires_nothing() -> None:
     assert FIRED not in Episodes(**{"for": 2}).take(BURST, ECHO, ECHO, ECHO, ECHO)
+
+
+def test_what_is_too_close_to_what_was_expected_fires_nothing_and_teaches() -> None:
+    episodes = Episodes()
+    episodes.deviates = False
+
+    assert episodes.take(BURST, BURST) == [NOTHING, NOTHING]
+    assert episodes.rule == TRIVIAL
+    assert not episodes.frozen()
+
+
+def test_rows_that_deviate_too_little_count_towards_recovery() -> None:
+    episodes = Episodes(recovery=2)
+    episodes.take(BURST)
+    episodes.deviates = False
+
+    assert episodes.take(BURST, BURST) == [NOTHING, RESOLVED]
+
+
+def test_recovery_counts_only_rows_below_its_own_line() -> None:
+    episodes = Episodes(recovery=2, recovery_line=0.4)
+
+    assert episodes.take(BURST, STEADY, STEADY) == [FIRED, NOTHING, NOTHING]
+    assert episodes.take((0.3, 0.3), (0.3, 0.3)) == [NOTHING, RESOLVED]
+
+
+def test_recovery_lasts_as_long_as_it_must() -> None:
+    episodes = Episodes(recovery=2, recovery_for="3s")
+
+    assert episodes.take(BURST, STEADY, STEADY, STEADY) == [FIRED, NOTHING, NOTHING, NOTHING]
+    assert episodes.rule == RECOVERS
+    assert episodes.take(STEADY) == [RESOLVED]
+
+
+def test_an_open_alert_that_becomes_critical_says_so_once() -> None:
+    episodes = Episodes(critical=3.0)
+
+    assert episodes.take(BURST, (3.0, 3.0), BURST, (5.0, 5.0)) == [FIRED, WORSENED, NOTHING, NOTHING]
+    assert episodes.row.revision == 2
+
+
+@pytest.mark.parametrize(
+    ("rules", "scores", "rule"),
+    [
+        ({"for": 3}, [BURST], WAITS),
+        ({"for": 2}, [ECHO], STALE),
+        ({"refractory": "9s", "recovery": 1}, [BURST, STEADY, BURST], QUIET),
+    ],
+)
+def test_the_rule_that_held_a_row_back_is_told(
+    rules: dict[str, object], scores: list[tuple[float, float]], rule: int
+) -> None:
+    episodes = Episodes(**rules)
+
+    assert episodes.take(*scores)[-1] == NOTHING
+    assert episodes.rule == rule
+
+
+def test_what_is_accepted_is_over_and_teaches() -> None:
+    episodes = Episodes()
+    episodes.take(BURST, BURST)
+    assert episodes.frozen()
+
+    accept(episodes.row)
+
+    assert not episodes.frozen()
+    assert (episodes.row.episode, episodes.row.accepted) == (0, 1)
 
 
 def test_recovery_counts_rows_in_a_row_whose_own_error_is_below() -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from hypothesis.stateful import (
 )
 from redis import Redis
 from test_bins import Record, by_series, bytes_by_series, rows_by_series, scenarios
-from working import NORMAL, ODD, STREAM, TOPIC, Answer, Desk, Plant, Running, plant_at
+from working import NORMAL, ODD, START_S, STREAM, TOPIC, Answer, Desk, Plant, Running, plant_at
 from working import settings as configured
 
 from pipeline import journal
@@ -35,7 +36,7 @@ from pipeline.adoption import adopt, reconcile
 from pipeline.alerts import Alert
 from pipeline.bus.sqlite import SqliteBroker
 from pipeline.config import Config, Stream
-from pipeline.control import ControlLog, policy_sha, settings_of
+from pipeline.control import ControlLog, ControlView, Verdict, policy_sha, settings_of
 from pipeline.detect import Detector, Outputs
 from pipeline.errors import BusFull, Refused
 from pipeline.journal import InForce, JournalLog
@@ -43,6 +44,7 @@ from pipeline.ownership import Owned, Shelf, Takeover, checkpoint
 from pipeline.ports import PutResult, Scorer
 from pipeline.records import Assigned, RecordBatch, TopicPartition, TopicSpec
 from pipeline.series import PartitionState
+from pipeline.silences import Matchers, Silence
 from pipeline.state.redis import RedisStore
 from pipeline.state.snapshots import FolderSnapshots
 from pipeline.testing import FakeScorer
@@ -56,12 +58,13 @@ _SERIES = re.compile(rb'"series": "(\w)"')
 
 @dataclass(frozen=True)
 class Decision:
-    """What comes into force before a row."""
+    """What comes into force before a row; of what people said, the first ``said`` are taken in."""
 
     row: int
     policy: int
     bundle: str | None
     partitions: tuple[int, ...]
+    said: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,29 @@ class Story:
     policies: list[Stream]
     records: list[tuple[bytes | None, Record]]
     decisions: list[Decision]
+    said: list[Spoken]
+
+    def view(self) -> ControlView:
+        """The control topic of :class:`Line`."""
+        with closing(SqliteBroker("sqlite://")) as broker:
+            return self.desk(broker).log.refresh()
+
+    def desk(self, broker: SqliteBroker) -> Desk:
+        """All policies, and behind them all that people said."""
+        desk = Desk(broker, self.configs[0])
+        desk.shelf.bundles.update(MODELS)
+        for config in self.configs:
+            desk.apply(config)
+        for number, speak in enumerate(self.said):
+            speak(desk, number)
+        return desk
+
+    @property
+    def configs(self) -> list[Config]:
+        return [
+            Config.model_validate({"namespace": "test", "streams": {STREAM: settings_of(policy)}})
+            for policy in self.policies
+        ]
 
     def batch(self) -> RecordBatch:
         """All records; offsets are rows times two."""
@@ -85,8 +111,32 @@ class Story:
             control_offset=number,
             bundle_sha=decision.bundle,
             policy_sha=policy_sha(settings_of(self.policies[decision.policy])),
+            decided=decision.said and len(self.policies) + decision.said,
             partitions=decision.partitions,
         )
+
+
+Spoken = Callable[[Desk, int], None]
+
+
+def says(verdict: Verdict, series: str) -> Spoken:
+    return lambda desk, _: desk.say(verdict, series)
+
+
+def freezes(series: str, start_s: float, length_s: float) -> Spoken:
+    start, end = (datetime.fromtimestamp(at, UTC) for at in (start_s, start_s + length_s))
+    silence = Silence(matchers=Matchers(series=series), mode="freeze", start=start, end=end)
+    return lambda desk, number: desk.silence(f"{number}", silence)
+
+
+def spoken(first_s: float) -> st.SearchStrategy[Spoken]:
+    """What people say; freezes are about event times from ``first_s`` on."""
+    verdicts = st.sampled_from(["accept", "false alarm", "false alarm", "confirm"])
+    starts = st.floats(first_s, first_s + 300)
+    return st.one_of(
+        st.builds(says, verdicts, st.sampled_from("ab")),
+        st.builds(freezes, st.sampled_from(["a", "b", "*"]), starts, st.floats(0.5, 200)),
+    )
 
 
 @st.composite
@@ -94,10 +144,29 @@ def other_settings(draw: st.DrawFn, policy: Stream) -> Stream:
     """Settings in which some thresholds, rules, durations or limits are others, or even what a row is."""
     made = settings_of(policy)
     made["alerts"] |= draw(
-        st.fixed_dictionaries({}, optional={"for": st.integers(1, 3), "recovery": st.integers(1, 3)})
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "for": st.integers(1, 3),
+                "recovery": st.integers(1, 3),
+                "recovery_line": st.sampled_from([0.5, 1.0]),
+                "recovery_for": st.sampled_from([0, 3]),
+                "min_deviation": st.sampled_from([0.0, 1.5]),
+                "direction": st.sampled_from(["both", "above", "below"]),
+                "critical": st.sampled_from([1.0, 2.0, 4.0]),
+                "raise_by": st.sampled_from([0.05, 1.0]),
+            },
+        )
     )
     made["threshold"] = draw(
-        st.sampled_from([made["threshold"], {"policy": "static", "value": 1.7}, {"policy": "ewma", "k": 9}])
+        st.sampled_from(
+            [
+                made["threshold"],
+                {"policy": "static", "value": 1.7},
+                {"policy": "ewma", "k": 9},
+                {"policy": "quantile", "q": 0.9},
+            ]
+        )
     )
     made["events"] |= draw(
         st.fixed_dictionaries(
@@ -123,26 +192,29 @@ def stories(draw: st.DrawFn) -> Story:
     named = [_SERIES.search(value or b"") for value, _ in records] if draw(st.booleans()) else []
     keys = [found[1] if found else None for found in named] or [None] * len(records)
     rows = draw(st.lists(st.integers(0, len(records)), max_size=3))
-    counts, decisions = (1,), list[Decision]()
+    counts, decisions, heard = (1,), list[Decision](), 0
+    said = draw(st.lists(spoken(1_000.0), max_size=6))
     for row in sorted([0, *rows]):
         for _ in range(draw(st.integers(1, 2))):  # perhaps there and back, before the next record
             if draw(st.integers(0, 4)) == 0:
                 counts = (*counts, counts[-1] + 1)
             bundle = draw(st.sampled_from([*MODELS, *MODELS, None]))
             policy_number = draw(st.integers(0, len(policies) - 1))
-            decisions.append(Decision(row, policy_number, bundle, counts))
-    return Story(policies, list(zip(keys, records, strict=True)), decisions)
+            heard += draw(st.integers(0, len(said) - heard))
+            decisions.append(Decision(row, policy_number, bundle, counts, heard))
+    return Story(policies, list(zip(keys, records, strict=True)), decisions, said)
 
 
 def uninterrupted(story: Story) -> Answer:
     """One pass, in one batch between any two decisions."""
     detectors = [Detector("test", STREAM, policy) for policy in story.policies]
     answer = Answer(detectors[story.decisions[0].policy].fresh("topic-1", 0))
-    records = story.batch()
+    records, view = story.batch(), story.view()
     for number, decision in enumerate(story.decisions):
         detector, scorer = detectors[decision.policy], MODELS.get(decision.bundle or "")
         change = story.in_force(decision, number)
-        answer.state, outputs = adopt(detector, answer.state, PARTITION, change, scorer)
+        decisions = view.decisions(STREAM, change.decided)
+        answer.state, outputs = adopt(detector, answer.state, PARTITION, change, scorer, decisions)
         answer.take(outputs)
         later = story.decisions[number + 1 : number + 2]
         end = 2 * later[0].row if later else records.next_offset
@@ -158,16 +230,9 @@ class Line:
     def __init__(self, story: Story, broker: SqliteBroker, valkey_url: str, draw: st.DataObject) -> None:
         self.story, self.draw, self.records, self.committed = story, draw, story.batch(), 0
         self.url, self.store = valkey_url, RedisStore(valkey_url, namespace="test", stream=STREAM)
-        policies = [
-            Config.model_validate({"namespace": "test", "streams": {STREAM: settings_of(policy)}})
-            for policy in story.policies
-        ]
-        config = policies[0]
+        config = story.configs[0]
         broker.admin().create([TopicSpec(config.journal_topic(STREAM), 1)])
-        desk = Desk(broker, config)
-        desk.shelf.bundles.update(MODELS)
-        for policy in policies:
-            desk.apply(policy)
+        desk = story.desk(broker)
         self.snapshots = FolderSnapshots(f"memory://{uuid.uuid4()}", namespace="test", stream=STREAM)
         self.producer, reader = broker.producer(), broker.reader()
         self.log = JournalLog(reader, config.journal_topic(STREAM))
@@ -312,7 +377,7 @@ class Workers(RuleBasedStateMachine):
         super().__init__()
         self.closing = ExitStack()
         self.plant: Plant = self.closing.enter_context(plant_at(valkey_url, partitions=2, champion=None))
-        self.partitions, self.was_set_back = 2, set[int]()
+        self.partitions, self.was_set_back, self.said = 2, set[int](), 0
         self.running = self.plant.worker(max_records=3)
 
     @initialize(bundle=st.sampled_from(sorted(SCORERS)), policy=st.sampled_from(POLICIES))
@@ -340,6 +405,13 @@ class Workers(RuleBasedStateMachine):
     def promote(self, bundles: list[str], *, at_once: bool) -> None:
         for bundle in bundles:
             self.plant.desk.promote(bundle, SCORERS.get(bundle), missing=bundle not in SCORERS)
+            self.running.later(1.0 if at_once else 0.1)
+
+    @rule(said=st.lists(spoken(START_S), min_size=1, max_size=3), at_once=st.booleans())
+    def people_say(self, said: list[Spoken], *, at_once: bool) -> None:
+        for speak in said:
+            speak(self.plant.desk, self.said)
+            self.said += 1
             self.running.later(1.0 if at_once else 0.1)
 
     @rule(policies=st.lists(st.sampled_from(POLICIES), min_size=1, max_size=2), at_once=st.booleans())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from feeding import COMPILED, Feed, S, reading, stream
@@ -11,9 +14,10 @@ from hypothesis import strategies as st
 from pipeline.policy import JudgePolicy, judge_policy
 from pipeline.series import Layout
 from pipeline.testing import FakeScorer
-from pipeline.thresholds import learn, line, start
+from pipeline.thresholds import BINS, learn, line, start, start_again
 
 HOUR = 3_600 * S
+NO_SKETCH = np.zeros(0, np.float32)
 
 
 def a_policy(**threshold: object) -> JudgePolicy:
@@ -21,25 +25,25 @@ def a_policy(**threshold: object) -> JudgePolicy:
 
 
 def started(mean: float, sd: float, rows: float) -> np.void:
-    row: np.void = Layout(2, 1, 0, 1, "").arrays(1).rows[0]
-    start(row, np.array([mean, sd, 2 * mean, 2 * sd, rows]))
+    row: np.void = Layout(2, 1, 0, 1, 0, "").arrays(1).rows[0]
+    start(row, NO_SKETCH, np.array([mean, sd, 2 * mean, 2 * sd, rows]), a_policy())
     return row
 
 
 def test_the_line_is_the_mean_plus_k_standard_deviations() -> None:
-    assert line(2.0, 0.25, a_policy(k=3)) == pytest.approx(2.0 + 3 * 0.5)
+    assert line(2.0, 0.25, NO_SKETCH, a_policy(k=3)) == pytest.approx(2.0 + 3 * 0.5)
 
 
 def test_errors_without_any_spread_leave_room_above_their_mean() -> None:
-    assert line(2.0, 0.0, a_policy(k=4)) == pytest.approx(2.0 + 4 * 0.05 * 2.0)
+    assert line(2.0, 0.0, NO_SKETCH, a_policy(k=4)) == pytest.approx(2.0 + 4 * 0.05 * 2.0)
 
 
 def test_an_error_of_zero_on_a_line_at_zero_is_below_it() -> None:
-    assert line(0.0, 0.0, a_policy()) > 0.0
+    assert line(0.0, 0.0, NO_SKETCH, a_policy()) > 0.0
 
 
 def test_a_static_line_stays_where_it_was_put() -> None:
-    assert line(2.0, 0.25, a_policy(policy="static", value=7.5)) == 7.5
+    assert line(2.0, 0.25, NO_SKETCH, a_policy(policy="static", value=7.5)) == 7.5
 
 
 def test_thresholds_start_from_the_calibration_of_their_bundle() -> None:
@@ -74,7 +78,7 @@ def test_the_moments_are_the_weighted_moments_of_all_errors(
     now, weights = 0, []
     for n, (error, last, elapsed_s) in enumerate(errors):
         now += elapsed_s * S
-        learn(row, error, last, now, policy)
+        learn(row, NO_SKETCH, error, last, now, policy)
         row.judged_ns = now
         by_rows = 1 - 0.5 ** (1 / 1_000)
         by_time = 1 - 0.5 ** (elapsed_s / memory_s) if memory_s else by_rows
@@ -94,7 +98,7 @@ def test_at_first_the_line_is_the_average_over_all_rows() -> None:
     row, policy = started(1.0, 0.0, 10), a_policy(memory="0s")
 
     for n in range(30):
-        learn(row, 5.0, 5.0, n * S, policy)
+        learn(row, NO_SKETCH, 5.0, 5.0, n * S, policy)
 
     assert row.error_mean == pytest.approx((10 * 1.0 + 30 * 5.0) / 40)
 
@@ -103,7 +107,7 @@ def forgotten_half(policy: JudgePolicy, elapsed_ns: int, rows: int) -> float:
     """How much of an old mean of 0 is left after so many rows with an error of 1."""
     row = started(0.0, 0.0, 1e12)
     for n in range(1, rows + 1):
-        learn(row, 1.0, 1.0, n * elapsed_ns, policy)
+        learn(row, NO_SKETCH, 1.0, 1.0, n * elapsed_ns, policy)
         row.judged_ns = n * elapsed_ns
     return 1.0 - float(row.error_mean)
 
@@ -114,6 +118,56 @@ def test_the_half_life_is_a_thousand_rows_where_memory_is_shorter() -> None:
 
 def test_the_half_life_is_memory_where_a_thousand_rows_pass_sooner() -> None:
     assert forgotten_half(a_policy(memory="1h"), 1 * S, 3_600) == pytest.approx(0.5)
+
+
+class TestQuantiles:
+    """A line of twice the rolling quantile."""
+
+    policy = a_policy(policy="quantile", q=0.9, margin=2, memory="0s")
+
+    def learned(self, errors: Sequence[float], mean: float = 1.0, sd: float = 0.1, rows: float = 1.0) -> float:
+        """The line over ``errors``."""
+        arrays = Layout(2, 1, 0, 1, 2 * BINS, "").arrays(1)
+        row, sketch = arrays.rows[0], arrays.sketch[0]
+        start(row, sketch, np.array([mean, sd, mean, sd, rows]), self.policy)
+        for n, error in enumerate(errors):
+            learn(row, sketch, error, 3 * error, n * S, self.policy)
+        assert sketch[:BINS].sum() == pytest.approx(1.0, abs=1e-3)
+        return line(row.error_mean, row.error_variance, sketch[:BINS], self.policy)
+
+    def test_it_starts_from_the_calibration(self) -> None:
+        normal = NormalDist(1.0, 0.1).inv_cdf(0.9)
+
+        assert self.learned([]) == pytest.approx(2 * normal, rel=0.1)
+
+    @given(st.lists(st.floats(0.3, 8.0), min_size=40, max_size=400))
+    @settings(deadline=None, derandomize=True, max_examples=50 if COMPILED else 5)
+    def test_it_is_the_quantile_of_what_was_learned_within_a_bin(self, errors: list[float]) -> None:
+        ordered = np.sort(errors)
+        low, high = (ordered[int(at * len(errors))] for at in (0.9 - 2 / len(errors), 0.9 + 0.9 / len(errors)))
+        tolerance = 1.16
+
+        found = self.learned(errors, rows=1e-9) / 2
+
+        assert low / tolerance <= found <= high * tolerance
+
+    def test_one_large_error_does_not_move_it_as_it_moves_the_moments(self) -> None:
+        errors = [1.0] * 200
+
+        assert self.learned([*errors, 9.0]) == pytest.approx(self.learned(errors), rel=0.05)
+
+    def test_it_forgets(self) -> None:
+        assert self.learned([1.0] * 500 + [4.0] * 8_000) == pytest.approx(2 * 4.0, rel=0.16)
+
+
+def test_an_accepted_row_is_what_is_normal_from_then_on() -> None:
+    row = started(1.0, 0.1, 5_000)
+
+    start_again(row, NO_SKETCH, np.array([1.0, 0.1, 2.0, 0.4, 1_000.0]), 5.0, 8.0, a_policy())
+
+    assert (row.error_mean, row.last_mean, row.accepted) == (5.0, 8.0, 0)
+    assert row.error_variance == pytest.approx(0.5**2)
+    assert row.last_variance == pytest.approx(1.6**2)
 
 
 class TestWhatTeaches:

@@ -22,11 +22,11 @@ CORE_TESTS = $(wildcard tests/pipeline/test_*.py)
 
 SECONDS ?= 300
 
-.PHONY: help setup demo test faults fuzz lint bench
+.PHONY: help setup demo test faults fuzz lint bench false-alarms
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## make .venv/ with the locked dependencies; the other targets do it by themselves
 	@echo "$(VENV)/ is ready"
@@ -55,6 +55,9 @@ lint: $(READY) ## check style, format, types and the order of the floors
 
 bench: $(READY) ## measure, write build/bench.json and docs/performance.md (25 minutes, needs a Kafka)
 	$(BIN)/python benchmarks/bench.py --page docs/performance.md
+
+false-alarms: $(READY) ## what each alert rule is worth, on real series at OFFBEAT_DATA (1 minute); writes docs/false-alarms.md
+	$(BIN)/python benchmarks/false_alarms.py --page docs/false-alarms.md
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -7,7 +7,7 @@ changed them, as far as that has come. Nothing is written, and nobody is told.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isclose
 from typing import Literal, NamedTuple
@@ -82,7 +82,7 @@ class _Start(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Replay:
-    """One partition's part of a range; :meth:`run` once, then look at what has become of it.
+    """One partition's part of a range; :meth:`run` it, then look at what has become of it.
 
     Attributes:
         first_offset, end_offset: the range ``[first_offset, end_offset)``.
@@ -113,6 +113,7 @@ class Replay:
     state: PartitionState
     _reader: Reader
     _shelf: Shelf
+    _under: InForce
     _detector: Detector
     _scorer: Scorer | None = None
     records: int = 0
@@ -136,6 +137,23 @@ class Replay:
         """Whether the record at an offset made its row together with others, when a later one came."""
         change = self.past.at(offset)
         return change is None or self._shelf.detector(change.policy_sha).stream.events.every is not None
+
+    def reach(self, end_offset: int) -> None:
+        """Let the range end there, which is further on, and note what a person should know up to there."""
+        before, self.end_offset = self.end_offset, end_offset
+        for change in self.past.due(self._under, end_offset):
+            if change.rebuilt_from is not None and change.next_offset > before:
+                self.exact = False
+                self.imposed_to = min(self.imposed_to, change.next_offset)
+                self.notes.append(
+                    f"from offset {change.next_offset} on live work rested on a state that was rebuilt from "
+                    f"the records of {change.rebuilt_from} on; what follows may differ"
+                )
+        if before <= self.live_to < end_offset:
+            self.notes.append(
+                f"live work has come to offset {self.live_to}; the records behind it are judged as it would "
+                "next"
+            )
 
     def run(self, batch_records: int = READ_RECORDS) -> Iterator[Read]:
         """Read to the end of the range, at most ``batch_records`` a step.
@@ -187,7 +205,7 @@ class Replay:
             self._scorer = self._shelf.scorer(change.bundle_sha, change.policy_sha)
         decisions = self._shelf.decisions(change.decided)
         self.state, outputs = adopt(
-            self._detector, self.state, self.partition, change, self._scorer, decisions
+            self._detector, self.state, self.partition, change, self._scorer, decisions=decisions
         )
         return outputs
 
@@ -214,18 +232,24 @@ class Replay:
 class Replayer:
     """Finds what a replay has to begin with.
 
+    Args:
+        shelf: makes the shelf that the replays take their detect steps from.
+
+    Attributes:
+        control: the control topic, read to its end.
+
     Raises:
         NotFound: there is no control topic.
         BusDown: the bus cannot be reached.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, shelf: Callable[[str, str, ControlLog, Models], Shelf] = Shelf) -> None:
         config, name = parts.config, parts.stream
         self._parts, self._topic = parts, config.stream(name).topic
         self._journal = JournalLog(parts.reader, config.journal_topic(name))
-        control = ControlLog(parts.reader, config.control_topic)
-        control.refresh()
-        self._shelf = Shelf(config.namespace, name, control, parts.models)
+        self.control = ControlLog(parts.reader, config.control_topic)
+        self.control.refresh()
+        self.shelf = shelf(config.namespace, name, self.control, parts.models)
 
     def prepare(self, ranges: Mapping[int, Bounds]) -> tuple[list[Replay], list[str]]:
         """A replay of each partition's range, and in sentences what is left out.
@@ -259,7 +283,7 @@ class Replayer:
     ) -> Replay | str:
         if asked.first_offset >= asked.end_offset:
             return f"{partition} has no record in the range"
-        past = self._past(partition.partition, asked.topic_id, live_to)
+        past = self.past(partition.partition, asked.topic_id, live_to)
         if not past.changes:
             return f"no worker has read {partition} yet"
         begun = past.changes[0].next_offset
@@ -270,7 +294,7 @@ class Replayer:
         replay = Replay(
             partition=partition,
             first_offset=first,
-            end_offset=asked.end_offset,
+            end_offset=0,
             start_offset=start.state.next_offset,
             live_to=live_to,
             imposed_to=live_to if start.exact else start.state.next_offset,
@@ -280,27 +304,22 @@ class Replayer:
             notes=[],
             state=start.state,
             _reader=self._parts.reader,
-            _shelf=self._shelf,
-            _detector=self._shelf.detector(start.change.policy_sha),
+            _shelf=self.shelf,
+            _under=start.change,
+            _detector=self.shelf.detector(start.change.policy_sha),
         )
         replay.bring(start.change)
         if begun > asked.first_offset:
             replay.notes.append(f"live work began at offset {begun}; the records before it are left out")
-        for change in past.due(start.change, asked.end_offset):
-            if change.rebuilt_from is not None:
-                replay.exact = False
-                replay.imposed_to = min(replay.imposed_to, change.next_offset)
-                replay.notes.append(
-                    f"from offset {change.next_offset} on live work rested on a state that was rebuilt from "
-                    f"the records of {change.rebuilt_from} on; what follows may differ"
-                )
-        if live_to < asked.end_offset:
-            replay.notes.append(
-                f"live work has come to offset {live_to}; the records behind it are judged as it would next"
-            )
+        replay.reach(asked.end_offset)
         return replay
 
-    def _past(self, number: int, topic_id: str, live_to: int) -> Past:
+    def past(self, number: int, topic_id: str, live_to: int) -> Past:
+        """What the journal says of the records of a partition below ``live_to``; empty where there is none.
+
+        Raises:
+            BusDown: the bus cannot be reached, or a commit was not settled in time.
+        """
         until = time.monotonic() + _SETTLED_S
         while True:
             try:
@@ -318,9 +337,9 @@ class Replayer:
 
         def fits(rows: PackedRows) -> bool:
             header = Header.of(rows)
-            if header is None or header.in_force is None or not self._shelf.knows(header.in_force.policy_sha):
+            if header is None or header.in_force is None or not self.shelf.knows(header.in_force.policy_sha):
                 return False
-            layout = self._shelf.detector(header.in_force.policy_sha).layout
+            layout = self.shelf.detector(header.in_force.policy_sha).layout
             state = PartitionState.unpack(layout, rows)
             if state is None or state.next_offset < retained.first_offset:
                 return False
@@ -345,7 +364,7 @@ class Replayer:
         return _Start(self._fresh(change, retained, offset), change, False, basis)
 
     def _fresh(self, change: InForce, retained: Bounds, offset: int) -> PartitionState:
-        return self._shelf.detector(change.policy_sha).fresh(retained.topic_id, offset)
+        return self.shelf.detector(change.policy_sha).fresh(retained.topic_id, offset)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -16,9 +17,11 @@ from pipeline.errors import BundleError, ConfigError, NotFound
 from pipeline.records import TopicSpec
 
 if TYPE_CHECKING:  # these pull in torch, numba or redis, which most commands do not need
+    from consumers.notifier import Parts as NotifierParts
     from consumers.replayer import Parts as ReplayParts
     from models import ModelSpec, Registry
     from pipeline.loop import Parts
+    from pipeline.notifications import Notification
     from pipeline.ports import Broker, Scorer
     from pipeline.state.server import StateServer
     from pipeline.status import Processed
@@ -130,10 +133,11 @@ def check_fits(spec: ModelSpec, bundle_id: str, name: str, stream: Stream) -> No
 
 
 def output_topics(config: Config) -> list[TopicSpec]:
-    """The topics that every stream shares: alerts, dead letters, and the control topic, kept for ever."""
+    """The topics that all streams share; control is kept for ever."""
     return [
         TopicSpec(config.control_topic, 1, broker_time=True),
         TopicSpec(config.alerts_topic, 1, ALERTS_RETENTION_MS, broker_time=True),
+        TopicSpec(config.notifications_topic, 1, ALERTS_RETENTION_MS, broker_time=True),
         TopicSpec(config.dead_letters_topic, 1, ALERTS_RETENTION_MS, broker_time=True),
     ]
 
@@ -236,6 +240,32 @@ def open_parts(
             config, stream, bus, reader, admin, store, snapshots, models,
             observe=observe, notice=notice, wait=wait,
         )  # fmt: skip
+
+
+@contextmanager
+def open_notifier(
+    config: Config,
+    *,
+    observe: Callable[[Notification], None] = lambda _: None,
+    notice: Callable[[str], None] = lambda _: None,
+    wait: Callable[[float], object] = time.sleep,
+) -> Iterator[NotifierParts]:
+    """All that a notifier is made of; leaving the context leaves the group. Topics that are missing are made.
+
+    Raises:
+        OffbeatError: what :func:`open_bus` raises.
+    """
+    from consumers.notifier import Parts
+
+    with open_bus(config.bus) as broker:
+        broker.admin().create(output_topics(config))
+        # No two live processes may share a transactional id, and those that stand by are live as well.
+        bus = broker.bus(
+            group=config.notifier_group,
+            topics=[config.alerts_topic],
+            transactional_id=f"{config.notifier_group}.{uuid.uuid4().hex}",
+        )
+        yield Parts(config, bus, broker.reader(), observe=observe, notice=notice, wait=wait)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import getpass
+import secrets
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,13 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.control import Champion, ControlLog, ControlView, Policy, policy_sha, send, settings_of
-from pipeline.errors import OffbeatError
+from pipeline.control import (
+    Champion,
+    ControlLog,
+    ControlView,
+    Expired,
+    Feedback,
+    Policy,
+    Record,
+    Silenced,
+    Standing,
+    Verdict,
+    policy_sha,
+    send,
+    settings_of,
+)
+from pipeline.errors import NotFound, OffbeatError
 from pipeline.records import TopicSpec
 
 if TYPE_CHECKING:
+    from pipeline.alerts import Alert
     from pipeline.config import Config, Stream
     from pipeline.ports import Broker
+    from pipeline.silences import Silence
 
 
 def who(command: str) -> str:
@@ -27,6 +44,18 @@ def who(command: str) -> str:
     except (KeyError, OSError):  # a container without a name for its user
         user = "unknown"
     return f"{user}@{socket.gethostname()} ({command})"
+
+
+def standing(config: Config, broker: Broker) -> ControlView:
+    """What stands now, for whoever only reads; nothing where there is no control topic yet.
+
+    Raises:
+        BusDown: the bus cannot be reached.
+    """
+    try:
+        return ControlLog(broker.reader(), config.control_topic).refresh()
+    except NotFound:
+        return ControlView()
 
 
 class Control:
@@ -61,16 +90,7 @@ class Control:
         before = self.view().champions.get(stream)
         if before == bundle_id:
             return before
-        self._publish(
-            Champion(
-                stream=stream,
-                at=datetime.now(UTC),
-                who=self._who,
-                why=why,
-                bundle=bundle_id,
-                predecessor=before,
-            )
-        )
+        self._publish(Champion(**self._said(stream, why), bundle=bundle_id, predecessor=before))
         if (now := self.view().champions.get(stream)) != bundle_id:
             raise OffbeatError(
                 f"stream {stream!r}: another bundle, {(now or 'none')[:12]}, was promoted at the same "
@@ -88,17 +108,7 @@ class Control:
         sha, before = policy_sha(settings), self.view().policies.get(stream)
         if before == sha:
             return sha
-        self._publish(
-            Policy(
-                stream=stream,
-                at=datetime.now(UTC),
-                who=self._who,
-                why=why,
-                sha=sha,
-                predecessor=before,
-                settings=settings,
-            )
-        )
+        self._publish(Policy(**self._said(stream, why), sha=sha, predecessor=before, settings=settings))
         if (now := self.view().policies.get(stream)) != sha:
             raise OffbeatError(
                 f"stream {stream!r}: another policy, {(now or 'none')[:12]}, was applied at the same moment; "
@@ -106,7 +116,50 @@ class Control:
             )
         return sha
 
-    def _publish(self, record: Champion | Policy) -> None:
+    def silence(self, silence: Silence, why: str) -> Standing:
+        """Let a silence hold from now on, under an id of its own.
+
+        Raises:
+            OffbeatError: another silence got this id at the same moment.
+        """
+        made = Silenced(**self._said(silence.matchers.stream, why), id=secrets.token_hex(6), silence=silence)
+        self._publish(made)
+        found = self.view().silences.get(made.id)
+        if found is None or found.record != made:
+            raise OffbeatError(
+                f"the silence {made.id} did not take effect; see `offbeat silences list`, try again"
+            )
+        return found
+
+    def expire(self, silence_id: str, why: str) -> Standing:
+        """End a silence before its time; whoever else ends it at the same moment wanted the same.
+
+        Raises:
+            NotFound: there is no such silence.
+            OffbeatError: it is over already.
+        """
+        found = self.view().silences.get(silence_id)
+        if found is None:
+            raise NotFound(f"there is no silence {silence_id!r}; `offbeat silences list` shows them")
+        now = datetime.now(UTC)
+        if found.over(now):
+            raise OffbeatError(
+                f"the silence {silence_id} is over already; `offbeat silences list --all` shows it"
+            )
+        self._publish(Expired(**self._said(found.record.stream, why), id=silence_id))
+        return self.view().silences[silence_id]
+
+    def feedback(self, alert: Alert, verdict: Verdict, why: str) -> tuple[Feedback, ControlView]:
+        """Say something of an alert; returns what was said and what stands after it."""
+        said = Feedback(**self._said(alert.stream, why), alert=alert.id, series=alert.series, verdict=verdict)
+        self._publish(said)
+        return said, self.view()
+
+    def _said(self, stream: str, why: str) -> dict[str, Any]:
+        """What every record says: about which stream, when, who and why."""
+        return {"stream": stream, "at": datetime.now(UTC), "who": self._who, "why": why}
+
+    def _publish(self, record: Record) -> None:
         self._producer.send([send(record, self._config.control_topic)])
         self._producer.flush()
 

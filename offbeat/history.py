@@ -10,10 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import SeriesRows
+from pipeline.alerts import nanoseconds, timestamp
+from pipeline.control import Standing
 from pipeline.detect import Detector, Rows
 from pipeline.ports import Reader
 from pipeline.reading import stretch
+from pipeline.readings import Decoder
 from pipeline.records import Bounds, RecordBatch, TopicPartition
+from pipeline.series import PartitionState
 from producers.files import Event
 
 Int64s = NDArray[np.int64]
@@ -47,12 +51,14 @@ class History:
         series: what is learned from.
         records: records read.
         bins: how many of them did not become rows of their own, by bin.
+        frozen: rows that are left out because a silence freezes them.
         rows_limit: the bound on rows of a series that was kept, below the one asked for where memory asks it.
     """
 
     series: dict[str, SeriesRows] = field(default_factory=dict)
     records: int = 0
     bins: dict[str, int] = field(default_factory=dict)
+    frozen: int = 0
     rows_limit: int = 0
 
     @property
@@ -62,39 +68,49 @@ class History:
 
 
 def gather(
-    detector: Detector, sources: Sequence[Batches], part: Part, on_records: Callable[[int], None]
+    detector: Detector,
+    sources: Sequence[Batches],
+    part: Part,
+    freezes: Sequence[Standing],
+    on_records: Callable[[int], None],
 ) -> History:
     """Read every source to its end; ``on_records`` hears of each batch's length.
 
-    Where only a first share is asked for, sources are read twice: the share is of each series' own rows.
+    Where only a first share is asked for, sources are read twice: the share is of each series' own rows. Rows
+    within windows of ``freezes`` count for nothing.
     """
     history = History(rows_limit=part.rows)
     most = MOST_VALUES // max(len(sources), 1) // detector.layout.features
     for source in sources:
         allowed = None
         if part.first < 1:
-            allowed = np.floor(_rows_by_slot(detector, source, on_records) * part.first).astype(np.int64)
+            counts = _rows_by_slot(detector, source, freezes, on_records)
+            allowed = np.floor(counts * part.first).astype(np.int64)
         newest = _Newest(part.rows, most, 2 * detector.layout.window_rows, allowed)
         state = detector.fresh("", 0)
+        thawed = _Thawed(detector, state, freezes)
         for batch in source():
-            for rows in detector.rows(state, batch):
+            for rows in thawed(batch):
                 newest.add(rows)
             history.records += len(batch) + batch.damaged
             on_records(len(batch))
         for slot, rows_of_series in newest.take():
             name = state.names[slot] or ""
             history.series[name] = _joined(history.series.get(name), rows_of_series)
+        history.frozen += thawed.left_out
         history.rows_limit = min(history.rows_limit, newest.limit)
         for name, count in state.counters.named().items():
             history.bins[name] = history.bins.get(name, 0) + count
     return history
 
 
-def _rows_by_slot(detector: Detector, source: Batches, on_records: Callable[[int], None]) -> Int64s:
+def _rows_by_slot(
+    detector: Detector, source: Batches, freezes: Sequence[Standing], on_records: Callable[[int], None]
+) -> Int64s:
     counts = np.zeros(0, np.int64)
-    state = detector.fresh("", 0)
+    thawed = _Thawed(detector, detector.fresh("", 0), freezes)
     for batch in source():
-        for rows in detector.rows(state, batch):
+        for rows in thawed(batch):
             counts = _added(counts, rows.slot)
         on_records(len(batch))
     return counts
@@ -114,6 +130,79 @@ def _joined(before: SeriesRows | None, after: SeriesRows) -> SeriesRows:
     return SeriesRows(
         np.concatenate([before.values, after.values]), np.concatenate([before.segment, segment])
     )
+
+
+class _Thawed:
+    """The rows of batches without those that silences freeze; no window reaches over the hole.
+
+    Attributes:
+        left_out: frozen rows so far.
+    """
+
+    def __init__(self, detector: Detector, state: PartitionState, freezes: Sequence[Standing]) -> None:
+        self.left_out = 0
+        self._detector, self._state, self._freezes = detector, state, freezes
+        self._labels = _Labels(detector) if detector.stream.events.labels and freezes else None
+        self._after = np.zeros(0, bool)  # by slot: its newest row was frozen
+
+    def __call__(self, batch: RecordBatch) -> Iterator[Rows]:
+        if self._labels is not None:
+            self._labels.read(batch)
+        for rows in self._detector.rows(self._state, batch):
+            yield self._thaw(rows) if self._freezes and len(rows.slot) else rows
+
+    def _thaw(self, rows: Rows) -> Rows:
+        frozen, slot = self._frozen(rows), rows.slot
+        self._after = np.concatenate([self._after, np.zeros(len(self._state.names) - len(self._after), bool)])
+        order = np.argsort(slot, kind="stable")
+        first = np.diff(slot[order], prepend=-1) != 0
+        before = np.concatenate([[False], frozen[order][:-1]])
+        before[first] = self._after[slot[order][first]]
+        self._after[slot] = frozen  # of equal slots the last one stays
+        fresh = rows.fresh.copy()
+        fresh[order] |= before
+        self.left_out += int(np.count_nonzero(frozen))
+        kept = ~frozen
+        return Rows(slot[kept], rows.time_ns[kept], fresh[kept], rows.values[kept])
+
+    def _frozen(self, rows: Rows) -> NDArray[np.bool_]:
+        frozen = np.zeros(len(rows.slot), bool)
+        first, last = timestamp(int(rows.time_ns.min())), timestamp(int(rows.time_ns.max()))
+        slots = np.unique(rows.slot).tolist()
+        for freeze in self._freezes:
+            spans = freeze.spans(first, last)
+            covered = np.isin(rows.slot, [slot for slot in slots if spans and self._covers(freeze, slot)])
+            for start, end in spans:
+                frozen |= covered & (rows.time_ns >= nanoseconds(start)) & (rows.time_ns < nanoseconds(end))
+        return frozen
+
+    def _covers(self, freeze: Standing, slot: int) -> bool:
+        series = self._state.names[slot] or ""
+        labels = {} if self._labels is None else self._labels.found.get(series, {})
+        return freeze.record.silence.matchers.cover(self._detector.name, series, labels)
+
+
+class _Labels:
+    """The labels of series, from the first record of each.
+
+    Attributes:
+        found: them by series.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        self.found = dict[str, dict[str, str]]()
+        self._names = detector.stream.events.labels
+        self._decoder, self._state = Decoder(detector.stream), detector.fresh("", 0)
+
+    def read(self, batch: RecordBatch) -> None:
+        columns = self._decoder.decode(batch, self._state).columns
+        slots, at = np.unique(columns.slot, return_index=True)
+        rows = np.searchsorted(batch.offset, columns.offset[at])
+        for slot, row in zip(slots.tolist(), rows.tolist(), strict=True):
+            series = "" if slot < 0 else self._state.names[slot] or ""
+            if series and series not in self.found:
+                texts = self._decoder.labels(batch.value(row) or b"")
+                self.found[series] = dict(zip(self._names, texts, strict=True))
 
 
 class _Newest:

@@ -108,6 +108,7 @@ def _rows(
         fixed = isinstance(stream.threshold, Static)
         open_episode = int(row["episode"]) == FIRING
         window = state.window(slot)
+        error = float(line(row["error_mean"], row["error_variance"], sketch[slot][:BINS], policy))
         yield Row(
             series=name,
             labels=dict(zip(stream.events.labels, state.labels[slot], strict=False)),
@@ -119,9 +120,7 @@ def _rows(
             sd=float(row["error_variance"]) ** 0.5,
             last_mean=float(row["last_mean"]),
             last_sd=float(row["last_variance"]) ** 0.5,
-            threshold=raised * float(line(row["error_mean"], row["error_variance"], sketch[slot][:BINS], policy))
-            if judged or fixed
-            else None,
+            threshold=raised * error if judged or fixed else None,
             raised=raised,
             episode=_EPISODES.get(int(row["episode"]), "none"),
             episode_since=timestamp(int(row["start_ns"])) if open_episode else None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pipeline.alerts import Alert, FeatureEvidence
+from pipeline.control import Feedback, Standing
+from pipeline.silences import Span
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -55,11 +57,23 @@ def line(alert: Alert) -> str:
     return "  ".join([*parts, alert.id[:12]])
 
 
-LIST_HEADERS = ("started (UTC)", "lasted", "state", "stream", "series", "kind", " peak", "because", "id")
+LIST_HEADERS = (
+    "started (UTC)",
+    "lasted",
+    "state",
+    "severity",
+    "stream",
+    "series",
+    "kind",
+    " peak",
+    "because",
+    "feedback",
+    "id",
+)
 
 
-def list_row(revisions: Sequence[Alert]) -> list[str]:
-    """All revisions of one alert, the oldest first, as a row under ``LIST_HEADERS``."""
+def list_row(revisions: Sequence[Alert], said: Sequence[Feedback]) -> list[str]:
+    """One alert as a row under ``LIST_HEADERS``: its revisions, the oldest first, and what was said of it."""
     first, last = revisions[0], revisions[-1]
     because: str = first.reason
     if first.features:
@@ -71,17 +85,21 @@ def list_row(revisions: Sequence[Alert]) -> list[str]:
         f"{last.started_at:%Y-%m-%d %H:%M:%S}",
         str(last.at - last.started_at).partition(".")[0] if last.state == "resolved" else "",
         last.state if last.reason != "gone" else "gone",
+        last.severity,
         last.stream,
         last.series,
         last.kind,
         "" if last.peak_score is None else f"{last.peak_score:.2f}",
         because,
+        said[-1].verdict if said else "",
         last.id[:12],
     ]
 
 
-def facts(revisions: Sequence[Alert]) -> list[tuple[str, str]]:
-    """All of an alert but its features, as names and texts."""
+def facts(
+    revisions: Sequence[Alert], said: Iterable[Feedback], silences: Iterable[tuple[Standing, Span]]
+) -> list[tuple[str, str]]:
+    """All of an alert but its features, as names and texts: also what was said of it, and its silences."""
     first, last = revisions[0], revisions[-1]
     found = [
         ("alert", last.id),
@@ -89,6 +107,7 @@ def facts(revisions: Sequence[Alert]) -> list[tuple[str, str]]:
         ("series", last.series),
         ("labels", ", ".join(f"{name}={value}" for name, value in last.labels.items()) or "none"),
         ("kind", last.kind),
+        ("severity", last.severity),
         ("started", f"{first.started_at:%Y-%m-%d %H:%M:%S.%f UTC}"),
     ]
     for each in revisions:
@@ -100,4 +119,16 @@ def facts(revisions: Sequence[Alert]) -> list[tuple[str, str]]:
     if last.peak_score is not None:
         found.append(("peak score", f"{last.peak_score:.2f}"))
     found.append(("model", last.bundle or "none"))
+    found += [
+        (each.verdict, f"{each.at:%Y-%m-%d %H:%M:%S UTC} by {each.who}{_because(each.why)}") for each in said
+    ]
+    for standing, (start, end) in silences:
+        made = standing.record
+        during = f"{start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S UTC}"
+        how = f"({made.silence.mode}, {made.id}) by {made.who}{_because(made.why)}"
+        found.append(("silenced", f"{during} {how}"))
     return found
+
+
+def _because(why: str) -> str:
+    return f": {why}" if why else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -35,6 +35,32 @@ class Wanted:
         )
 
 
+Revisions = Mapping[str, Sequence[Alert]]
+"""The revisions of each alert by its id, the oldest first."""
+
+
+def as_it_stands(revisions: Sequence[Alert]) -> Alert:
+    """The newest revision, with the features it fired with: one that no row made has none of its own."""
+    return revisions[-1].model_copy(update={"features": revisions[0].features})
+
+
+def chosen(revisions: Revisions, alert_id: str) -> Sequence[Alert]:
+    """The one alert whose id begins so; ``last`` is the one that started last.
+
+    Raises:
+        NotFound: there is none, or there are several.
+    """
+    if alert_id == "last" and revisions:
+        return max(revisions.values(), key=lambda each: (each[-1].started_at, each[-1].id))
+    found = [key for key in revisions if key.startswith(alert_id)]
+    if len(found) != 1:
+        several = (
+            f"{len(found)} alerts have ids that begin with" if found else "there is no alert with the id"
+        )
+        raise NotFound(f"{several} {alert_id!r}; `offbeat alerts list` shows them (the id stands last)")
+    return revisions[found[0]]
+
+
 class StoredAlerts:
     """The alerts of a topic, in the order of each partition.
 
@@ -63,6 +89,13 @@ class StoredAlerts:
             while offset < bounds.end_offset:
                 offset, alerts = self._read(number, offset, 1.0)
                 yield from alerts
+
+    def revisions(self) -> dict[str, list[Alert]]:
+        """What is stored now, as :data:`Revisions`."""
+        revisions: dict[str, dict[int, Alert]] = {}
+        for alert in self.past():
+            revisions.setdefault(alert.id, {})[alert.revision] = alert
+        return {key: [found[number] for number in sorted(found)] for key, found in revisions.items()}
 
     def following(self, should_stop: Callable[[], bool]) -> Iterator[Alert]:
         """What comes after :meth:`past`, until told to stop."""

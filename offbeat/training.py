@@ -10,6 +10,7 @@ from models import ModelSpec, Progress, StackScorer, train
 from offbeat import app
 from offbeat.history import Batches, History, Part, file_source, gather, topic_bounds, topic_source
 from pipeline.config import Config
+from pipeline.control import Standing
 from pipeline.detect import Detector
 from pipeline.errors import TooFewRows
 from pipeline.ports import Reader
@@ -70,7 +71,7 @@ class SeriesLearned:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What came of training."""
+    """What came of training; ``frozen`` rows were left out because silences say so."""
 
     stream: str
     bundle_id: str
@@ -78,6 +79,7 @@ class Learned:
     records: int
     rows: int
     rows_limit: int
+    frozen: int
     bins: dict[str, int]
     spec: ModelSpec
     series: list[SeriesLearned]
@@ -132,11 +134,13 @@ def learn(
     part: Part,
     on_step: OnStep,
     *,
+    freezes: Sequence[Standing],
     promote: Callable[[str], str | None],
 ) -> Learned:
     """Train a stream's models on a source, keep the bundle and hand its id to ``promote``.
 
-    ``promote`` makes it the champion and returns the id of its predecessor.
+    Rows within windows of ``freezes`` are left out. ``promote`` makes it the champion and returns the id of
+    its predecessor.
 
     Raises:
         TooFewRows: there is not enough history yet; nothing was changed.
@@ -146,7 +150,7 @@ def learn(
     settings = config.stream(stream)
     spec = app.model_spec(settings)
     detector = Detector(config.namespace, stream, settings)
-    history = gather(detector, source.batches, part, _reading(source, part, on_step))
+    history = gather(detector, source.batches, part, freezes, _reading(source, part, on_step))
     try:
         bundle = train(
             history.series,
@@ -171,6 +175,7 @@ def learn(
         records=history.records,
         rows=history.rows,
         rows_limit=history.rows_limit,
+        frozen=history.frozen,
         bins=history.bins,
         spec=bundle.manifest.spec,
         series=[
@@ -208,7 +213,9 @@ def _training(progress: Progress) -> Step:
 
 
 def _said(stream: str, history: History, error: TooFewRows) -> TooFewRows:
-    """The same with the stream, and with the records that could not be read, where there are any."""
+    """The same with the stream, and with the records and rows that could not be used, where there are any."""
     unread = history.bins.get("dead_lettered", 0) + history.bins.get("corrupt", 0)
     why = f" ({unread:,} of {history.records:,} records could not be read)" if unread else ""
+    if history.frozen:
+        why += f" ({history.frozen:,} rows are frozen by silences)"
     return TooFewRows(f"stream {stream!r}{why}: {error}", have=error.have, need=error.need)

@@ -26,16 +26,15 @@ def adopt(
     partition: TopicPartition,
     change: InForce,
     scorer: Scorer | None,
+    *,
     decisions: Decisions,
 ) -> tuple[PartitionState, Outputs]:
     """Bring ``change`` into force at the state's offset; ``detector`` is that of its policy.
 
     Another model starts the thresholds from its calibration and goes on with windows and episodes. A policy
     under which rows are made otherwise begins all series anew. Series whose keys belong to another partition
-    since there are more end here. What was accepted since is the normal of its series from here on.
-
-    Args:
-        decisions: what ``change.decided`` comes to.
+    since there are more end here. What was accepted since is the normal of its series from here on;
+    ``decisions`` are what ``change.decided`` comes to.
     """
     endings, before = _Endings(detector, state, partition), state.in_force
     state.in_force = change
@@ -137,7 +136,9 @@ class _Endings:
                     started_ns=start_ns,
                     at_ns=max(int(row["last_ns"]), start_ns),
                     offset=int(row["offset"]),
-                    severity=severity(float(row["peak"]), detector.stream) if kind == "anomaly" else "warning",
+                    severity=severity(float(row["peak"]), detector.stream)
+                    if kind == "anomaly"
+                    else "warning",
                     judged=False,
                 )
                 yield slot, transition

@@ -86,9 +86,9 @@ class Alert(_Record):
         Reason,
         Field(
             description="of firing ones: `it got worse` the severity rose; "
-            "of resolved ones: `accepted` somebody said that this is its normal now; `gone` no events for `forget_after`; `moved` the series goes to "
-            "another partition now; `policy changed` its rows are made otherwise now; `state lost` nothing "
-            "is known of it any more"
+            "of resolved ones: `accepted` somebody said that this is its normal now; `gone` no events for "
+            "`forget_after`; `moved` the series goes to another partition now; `policy changed` its rows are "
+            "made otherwise now; `state lost` nothing is known of it any more"
         ),
     ]
     namespace: str

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import cel
 import yaml
 from pydantic import (
     AfterValidator,
@@ -23,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.conditions import Condition
 from pipeline.errors import ConfigError
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -107,7 +107,7 @@ _Names = Annotated[list[Name], Field(min_length=1, max_length=256)]
 
 def _condition(text: str) -> str:
     try:
-        cel.compile(text)
+        Condition(text)
     except ValueError as error:
         raise ValueError(f"{text!r} is no condition (Common Expression Language): {error}") from error
     return text
@@ -251,7 +251,7 @@ class Quantile(_Rolling):
 
     policy: Literal["quantile"]
     q: float = Field(0.99, ge=0.5, le=0.9999, description="the share of rows at or below the quantile")
-    margin: float = Field(1.5, ge=1, le=100, description="times the quantile is the line")
+    margin: float = Field(1.25, ge=1, le=100, description="times the quantile is the line")
 
 
 class Static(Section):
@@ -352,7 +352,9 @@ class Notify(Section):
     wait: Duration = Field(10.0, description="an incident is told so long after its first alert, in one")
     within: Duration = Field(60.0, description="alerts that open so soon after its last one join an incident")
     repeat: Duration = Field(
-        4 * 3600.0, description="an incident that is open and not acknowledged is told again after so long"
+        4 * 3600.0,
+        ge=60,
+        description="an incident that is open and not acknowledged is told again after so long",
     )
 
 
@@ -418,7 +420,7 @@ class Config(Section):
 
     @property
     def notifier_group(self) -> str:
-        """The consumer group of the notifier, also its transactional id: one of them works at a time."""
+        """The consumer group of the notifiers, of which one works at a time."""
         return f"{self.namespace}.notify"
 
     def transactional_id(self, stream: str, slot: int) -> str:
@@ -489,7 +491,10 @@ def _set_twice(root: yaml.Node | None) -> Iterator[tuple[int, str]]:
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location if part not in {"ewma", "quantile", "static", "[key]"}) or "top level"
+    return (
+        ".".join(str(part) for part in location if part not in {"ewma", "quantile", "static", "[key]"})
+        or "top level"
+    )
 
 
 def _said(mistake: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails

@@ -12,17 +12,16 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.config import AlertRules, Stream
 from pipeline.ports import Reader
 from pipeline.reading import READ_RECORDS, intact, stretch
 from pipeline.records import RecordBatch, Send, TopicPartition
-from pipeline.silences import Silence
+from pipeline.silences import Silence, Span, fits
 
 
 class _Control(BaseModel):
@@ -30,7 +29,7 @@ class _Control(BaseModel):
 
     schema_version: Literal[1] = 1
     stream: str
-    at: Annotated[datetime, Field(description="when it was decided, on the writer's clock")]
+    at: Annotated[AwareDatetime, Field(description="when it was decided, on the writer's clock")]
     who: Annotated[str, Field(description="the person or program that decided")]
     why: Annotated[str, Field(description="the reason they gave")]
 
@@ -106,14 +105,17 @@ class Standing:
     record: Silenced
     expired_at: datetime | None = None
 
-    def spans(self, first: datetime, last: datetime) -> list[tuple[datetime, datetime]]:
+    def spans(self, first: datetime, last: datetime) -> list[Span]:
         """Its windows that reach into ``[first, last]``, cut where it was ended."""
-        until = self.expired_at
-        return [
-            (start, end if until is None else min(end, until))
-            for start, end in self.record.silence.spans(first, last)
-            if until is None or start < until
-        ]
+        spans = self.record.silence.spans(first, last)
+        cut = [(start, min(end, self.expired_at or end)) for start, end in spans]
+        return [(start, end) for start, end in cut if end > max(start, first)]
+
+    def window(self, at: datetime) -> Span | None:
+        """The window that holds a moment, or else the next one; None where it never holds again."""
+        start, end = next(self.record.silence.following(at), (at, at))
+        end = min(end, self.expired_at or end)
+        return (start, end) if end > max(start, at) else None
 
     def active(self, at: datetime) -> bool:
         """Whether it holds at a moment."""
@@ -121,7 +123,7 @@ class Standing:
 
     def over(self, at: datetime) -> bool:
         """Whether it never holds again after a moment."""
-        return (self.expired_at is not None and self.expired_at <= at) or self.record.silence.over(at)
+        return self.window(at) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +274,7 @@ class ControlView:
 
 def _about(record: Silenced | Expired | Feedback, stream: str) -> bool:
     """Whether a record is about a stream; the stream of a silence may be a pattern."""
-    return record.stream == stream or fnmatchcase(stream, record.stream)
+    return fits(record.stream, stream)
 
 
 def _short(digest: str | None) -> str:

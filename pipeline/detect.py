@@ -276,7 +276,7 @@ class Detector:
         if piece.scorer is not None:
             windows = piece.windows
             some = Windows(windows.tail[chosen], windows.anchor[chosen], windows.model[chosen])
-            deviates[chosen] = self._deviations.count(piece.scorer.explain(some))
+            deviates[chosen] = self._deviations.enough(piece.scorer.explain(some))
 
     def _silence(self, piece: _Piece) -> None:
         """Set down which rows teach nothing because somebody said so."""
@@ -289,7 +289,9 @@ class Detector:
         first, last = timestamp(int(time_ns.min())), timestamp(int(time_ns.max()))
         for freeze in state.decisions.freezes:
             matchers, spans = freeze.record.silence.matchers, freeze.spans(first, last)
-            covered = [slot for slot in np.unique(slots).tolist() if spans and self._covers(matchers, state, slot)]
+            covered = [
+                slot for slot in np.unique(slots).tolist() if spans and self._covers(matchers, state, slot)
+            ]
             rows = np.isin(slots, covered)
             for start, end in spans if covered else ():
                 inside = (time_ns >= nanoseconds(start)) & (time_ns < nanoseconds(end))

@@ -1,15 +1,17 @@
 """Scores to episodes: pending, firing, resolved.
 
-A row whose score is at or above 1 opens an episode, if it deviates enough (``min_deviation``, ``direction``).
-Whether it lasts (``for``) and whether it is over (``recovery``) is told by the last row's own error, because a
-window's mean keeps one spike above the line for as many rows as the window has. For the same reason a resolved
-series is armed again only once its window has come below the line, or a new row is above its own.
+A row whose score is at or above 1 opens an episode, if it deviates enough (``min_deviation``,
+``direction``). Whether it lasts (``for``) and whether it is over (``recovery``) is told by the last row's own
+error, because a window's mean keeps one spike above the line for as many rows as the window has. For the same
+reason a resolved series is armed again only once its window has come below the line, or a new row is above
+its own.
 """
 
 from __future__ import annotations
 
 from pipeline.kernels import Row, kernel
 from pipeline.policy import NEVER, JudgePolicy
+from pipeline.thresholds import ACCEPTED
 
 IDLE, PENDING, FIRING = 0, 1, 2
 NOTHING, FIRED, RESOLVED, WORSENED = 0, 1, 2, 3
@@ -148,7 +150,7 @@ def accept(row: Row) -> None:
     """Let what a series does now be its normal: an open episode ends, and its next row starts the line."""
     _rest(row, False)
     row.run = 0
-    row.accepted = 1
+    row.rows = ACCEPTED
 
 
 @kernel
@@ -165,7 +167,6 @@ def clear(row: Row) -> None:
     row.above_ns = NEVER
     row.quiet_until_ns = NEVER
     row.calm_ns = NEVER
-    row.accepted = 0
     row.start_ns = 0
     row.peak = 0.0
     row.run = 0

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from pipeline.align import BACK, GONE, SILENT, Items
 from pipeline.episodes import FIRED, FIRING, NOTHING, RESOLVED, clear, frozen, impose, step
-from pipeline.kernels import kernel
+from pipeline.kernels import Row, kernel
 from pipeline.policy import JudgePolicy
 from pipeline.ports import Float32s, Float64s, Int32s
 from pipeline.records import Int64s
-from pipeline.thresholds import BINS, learn, line, start, start_again
+from pipeline.thresholds import ACCEPTED, BINS, learn, line, start, start_again
 
 ANOMALY, SILENCE = 0, 1
 RECOVERED, IS_GONE = 0, 1
@@ -28,10 +28,11 @@ class Verdicts(NamedTuple):
 
     score, last_score (of the last row's own error) and threshold float64[items], NaN for items that were
     not judged; rule int8[items], what decided (:func:`pipeline.episodes.step`); silenced bool[items], set
-    before: the row teaches nothing because somebody said so; imposed int8[items] (JUDGE, or the NOTHING, FIRED, RESOLVED, WORSENED of a time before) with the
-    imposed_start_ns int64 of the episode that fired. Transitions, of which size[0] are in use: item int32,
-    kind uint8 (ANOMALY, SILENCE), change uint8 (FIRED, RESOLVED, WORSENED), reason uint8 (RECOVERED, IS_GONE), start_ns
-    int64 of the episode, peak float64, revision int32.
+    before: the row teaches nothing because somebody said so; imposed int8[items] (JUDGE, or the NOTHING,
+    FIRED, RESOLVED, WORSENED of a time before) with the imposed_start_ns int64 of the episode that fired.
+    Transitions, of which size[0] are in use: item int32, kind uint8 (ANOMALY, SILENCE), change uint8 (FIRED,
+    RESOLVED, WORSENED), reason uint8 (RECOVERED, IS_GONE), start_ns int64 of the episode, peak float64,
+    revision int32.
     """
 
     score: Float64s
@@ -88,6 +89,26 @@ def _note(
 
 
 @kernel
+def _bring(row: Row, sketch: Float32s, kind: int, time_ns: int, item: int, out: Verdicts) -> None:
+    """What the clock brings to a series: silence, its end, and being forgotten."""
+    if kind == SILENT:
+        row.silent_start_ns = time_ns
+        _note(out, item, SILENCE, FIRED, RECOVERED, time_ns, 0.0, 1)
+    elif kind == BACK:
+        _note(out, item, SILENCE, RESOLVED, RECOVERED, row.silent_start_ns, 0.0, 2)
+        row.silent_start_ns = 0
+    elif kind == GONE:
+        if row.episode == FIRING:
+            _note(out, item, ANOMALY, RESOLVED, IS_GONE, row.start_ns, row.peak, row.revision + 1)
+        if row.silent_start_ns != 0:
+            _note(out, item, SILENCE, RESOLVED, IS_GONE, row.silent_start_ns, 0.0, 2)
+        clear(row)
+        row.silent_start_ns = 0
+        for n in range(sketch.shape[0]):
+            sketch[n] = 0.0
+
+
+@kernel
 def judge(
     rows: NDArray[np.void],
     sketches: Float32s,
@@ -122,7 +143,7 @@ def judge(
             if row.rows == 0.0:
                 start(row, sketch, calibration[slot], policy)
                 row.judged_ns = time_ns
-            if row.accepted == 1:
+            if row.rows == ACCEPTED:
                 start_again(row, sketch, calibration[slot], error, last, policy)
             threshold = raised * line(row.error_mean, row.error_variance, sketch[:BINS], policy)
             score = error / threshold
@@ -130,19 +151,7 @@ def judge(
             high = score >= 1.0 or last_score >= policy.recovery_line
             if policy.asks_deviation and high and deviates[window] == UNKNOWN:
                 return i
-        if kind == SILENT:
-            row.silent_start_ns = time_ns
-            _note(out, i, SILENCE, FIRED, RECOVERED, time_ns, 0.0, 1)
-        elif kind == BACK:
-            _note(out, i, SILENCE, RESOLVED, RECOVERED, row.silent_start_ns, 0.0, 2)
-        elif kind == GONE:
-            if row.episode == FIRING:
-                _note(out, i, ANOMALY, RESOLVED, IS_GONE, row.start_ns, row.peak, row.revision + 1)
-            if row.silent_start_ns != 0:
-                _note(out, i, SILENCE, RESOLVED, IS_GONE, row.silent_start_ns, 0.0, 2)
-            clear(row)
-        if kind in (BACK, GONE):
-            row.silent_start_ns = 0
+        _bring(row, sketch, kind, time_ns, i, out)
         if window < 0:
             continue
         change, counts = int(out.imposed[i]), deviates[window] != 0

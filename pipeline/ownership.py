@@ -216,7 +216,7 @@ class Takeover:
         layout = before.layout
         decisions = self.shelf.decisions(change.decided)
         owned.state, outputs = adopt(
-            owned.detector, before, owned.partition, change, owned.scorer, decisions
+            owned.detector, before, owned.partition, change, owned.scorer, decisions=decisions
         )
         if owned.state.layout != layout:
             owned.stored_offset = None  # rows of another layout: no delta fits on them

@@ -58,8 +58,10 @@ class JudgePolicy(NamedTuple):
 
 
 class Deviations(NamedTuple):
-    """What a feature's value must be from what was expected to count: at least ``least`` float64[F], and of
-    the sign ``sign`` int64[F], or of any where that is 0."""
+    """How far from what was expected a feature's value must be to count.
+
+    At least ``least`` float64[F] away, to the side of ``sign`` int64[F], or to any where that is 0.
+    """
 
     least: Float64s
     sign: Int64s
@@ -69,14 +71,14 @@ class Deviations(NamedTuple):
         """Whether they ask for anything."""
         return bool(self.least.any() or self.sign.any())
 
-    def count(self, why: Explanation) -> NDArray[np.bool_]:
+    def enough(self, why: Explanation) -> NDArray[np.bool_]:
         """bool[n]: whether the row and feature that contribute most to each window's error deviate enough."""
         rows, feature = np.arange(len(why.contribution)), why.contribution.argmax(axis=1)
         apart = (why.observed - why.expected)[rows, :, feature]
         most = apart[rows, np.abs(apart).argmax(axis=1)]
         wanted = self.sign[feature]
-        enough = np.abs(most) >= self.least[feature]
-        return np.asarray(enough & ((wanted == 0) | (np.sign(most) == wanted)), bool)
+        far = np.abs(most) >= self.least[feature]
+        return np.asarray(far & ((wanted == 0) | (np.sign(most) == wanted)), bool)
 
 
 def _ns(seconds: float | None, default: int = ALWAYS) -> int:
@@ -124,7 +126,9 @@ def deviations(stream: Stream) -> Deviations:
     """The deviations that a stream's rules ask for."""
     least, direction = stream.alerts.min_deviation, stream.alerts.direction
     names = stream.feature_names
-    signs = [SIGN[direction.get(name, "both") if isinstance(direction, dict) else direction] for name in names]
+    signs = [
+        SIGN[direction.get(name, "both") if isinstance(direction, dict) else direction] for name in names
+    ]
     return Deviations(
         np.array([least.get(name, 0.0) if isinstance(least, dict) else least for name in names]),
         np.array(signs, np.int64),

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from operator import attrgetter, itemgetter
 from typing import Any
 
-import cel
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.align import Columns
+from pipeline.conditions import Condition
 from pipeline.config import Stream
 from pipeline.flat_json import Fields, Found, read
 from pipeline.partitioning import key_hash
@@ -34,7 +34,6 @@ fit into int64."""
 _BAD_TIME = "its time is outside the years 1900 to 2099"
 _TIME_TYPES: dict[str, Any] = {"s": float, "ms": float, "ns": int, "iso": datetime}
 _Key = str | int
-_EVENT = msgspec.json.Decoder(dict[str, Any])
 _UNKNOWN = -2
 """A metric that is no feature; -1 stands for an event that holds all features."""
 
@@ -124,7 +123,7 @@ class Decoder:
         self._series = attrgetter(*(at[path] for path in events.series))
         self._labels = [attrgetter(at[path]) for path in events.labels]
         self._metric_of = attrgetter(at[events.metric]) if self._narrow else None
-        self._when = None if events.when is None else cel.compile(events.when)
+        self._when = None if events.when is None else Condition(events.when)
         self._values = [attrgetter(at[path]) for path in ([events.value] if self._narrow else paths)]
 
     def _fields(self, paths: Sequence[str]) -> Fields | None:
@@ -182,14 +181,10 @@ class Decoder:
             return inside
         for row in np.flatnonzero(good).tolist():
             try:
-                holds = self._when.execute(_EVENT.decode(batch.value(row) or b""))
-            except Exception as error:  # noqa: BLE001 - whatever a field's type makes of an expression
-                holds = error
-            if isinstance(holds, bool):
-                inside[row] = holds
-            else:
+                inside[row] = self._when.holds(batch.value(row) or b"")
+            except ValueError as error:
                 good[row] = False
-                rejected.append(Rejected(row, f"`when` has no answer for it, neither yes nor no: {holds}"))
+                rejected.append(Rejected(row, f"`when` has no answer for it: {error}"))
         return inside
 
     def _plain(self, batch: RecordBatch) -> Found:

@@ -47,7 +47,7 @@ _ROW = [
     ("last_ns", "i8"),  # time of the newest reading
     ("row_ns", "i8"),  # time of the newest row
     ("offset", "i8"),  # of the record behind the newest row, at first of the record that began the series
-    ("rows", "f8"),  # that the moments rest on
+    ("rows", "f8"),  # that the moments rest on; thresholds.ACCEPTED: the next one is the new normal
     ("error_mean", "f8"),
     ("error_variance", "f8"),
     ("last_mean", "f8"),
@@ -61,7 +61,6 @@ _ROW = [
     ("peak", "f8"),  # highest score of the open episode
     ("run", "i4"),  # rows counted towards `for` or `recovery`
     ("revision", "i4"),
-    ("accepted", "i8"),  # the next row judged is the new normal
 ]
 _CELL = [
     ("index", "i8"),  # time // every

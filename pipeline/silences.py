@@ -1,25 +1,43 @@
 """Silences: which alerts are not told, or which rows teach nothing, and when.
 
-Times are the reader's: a worker holds event times against the spans (``freeze``), the notifier the wall clock.
-Recurrence is an RFC 5545 rule, which python-dateutil expands in the silence's own time zone, so that 02:00
-stays 02:00 when the clocks change.
+Times are the reader's: a worker holds event times against the spans (``freeze``), the notifier the wall
+clock. Recurrence is an RFC 5545 rule, which python-dateutil expands in the silence's own time zone, so that
+02:00 stays 02:00 when the clocks change.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Annotated, Literal
+from itertools import islice, takewhile
+from typing import Annotated, Literal, TypeAlias
 from zoneinfo import ZoneInfo
 
-from dateutil.rrule import rrule, rruleset, rrulestr
+from dateutil.relativedelta import relativedelta
+from dateutil.rrule import rrulebase, rrulestr
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-_MOST_SPANS = 10_000
-"""Of one silence in one question: a rule by the second is cut, and ends a question in bounded time."""
+from pipeline.alerts import Alert, Severity
+
+_Moment = Annotated[AwareDatetime, AfterValidator(lambda at: at.astimezone(UTC))]
+"""In UTC: two times of one zone differ by what its clocks say, and not by what passed between them."""
+Span: TypeAlias = tuple[datetime, datetime]
+"""A window in UTC: it holds its start, and not its end."""
+
+_DAY = timedelta(days=1)
+"""No zone's clocks were ever changed by more."""
+_LONGEST = timedelta(days=3653)
+_MOST_A_DAY = 100
+_UNTIL = re.compile(r"UNTIL=(\d{8})(?:T(\d{6}))?(Z?)")
+_INTERVAL = re.compile(r"INTERVAL=(-?\d*)")
+_STEPS = {
+    "YEARLY": relativedelta(years=1),
+    "MONTHLY": relativedelta(years=1),  # a month ago the 31st may be missing
+    "WEEKLY": relativedelta(weeks=1),
+}
 
 
 def _regular(text: str) -> str:
@@ -30,12 +48,18 @@ def _regular(text: str) -> str:
     return text
 
 
-def _zone(name: str) -> str:
+def known_zone(name: str) -> str:
+    """The name of a time zone as it is; raises ValueError where there is none of that name."""
     try:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:
         raise ValueError(f"{name!r} is no time zone; write one such as Europe/Berlin or UTC") from error
     return name
+
+
+def fits(pattern: str, text: str) -> bool:
+    """Whether a text is what a pattern with * and ? says, or the very same as the pattern."""
+    return pattern == text or fnmatchcase(text, pattern)
 
 
 Glob = Annotated[str, Field(min_length=1, max_length=500)]
@@ -54,16 +78,24 @@ class Matchers(BaseModel):
     feature: Glob | None = Field(
         None, description="the feature with the largest share of the error; name or pattern"
     )
-    severity: Literal["warning", "critical"] | None = None
+    severity: Severity | None = None
     labels: dict[str, Glob] = Field(default_factory=dict, description="label values; names or patterns")
 
     def cover(self, stream: str, series: str, labels: Mapping[str, str]) -> bool:
         """Whether a row of this series is among them, whatever its alerts are like."""
         return (
-            fnmatchcase(stream, self.stream)
-            and fnmatchcase(series, self.series)
+            fits(self.stream, stream)
+            and fits(self.series, series)
             and (self.series_regex is None or re.fullmatch(self.series_regex, series) is not None)
-            and all(fnmatchcase(labels.get(name, ""), value) for name, value in self.labels.items())
+            and all(fits(value, labels.get(name, "")) for name, value in self.labels.items())
+        )
+
+    def cover_alert(self, alert: Alert) -> bool:
+        """Whether an alert is among them; one without features has none that fits."""
+        return (
+            self.cover(alert.stream, alert.series, alert.labels)
+            and self.severity in {None, alert.severity}
+            and (self.feature is None or any(fits(self.feature, each.name) for each in alert.features[:1]))
         )
 
 
@@ -81,74 +113,99 @@ class Silence(BaseModel):
 
     matchers: Matchers
     mode: Literal["mute", "freeze"] = "mute"
-    start: AwareDatetime
-    end: AwareDatetime
+    start: _Moment
+    end: _Moment
     rrule: Annotated[str, Field(max_length=500)] | None = None
-    zone: Annotated[str, AfterValidator(_zone)] = "UTC"
+    zone: Annotated[str, AfterValidator(known_zone)] = "UTC"
 
     @model_validator(mode="after")
     def _sound(self) -> Silence:
         if self.end <= self.start:
             raise ValueError(f"it ends at {self.end.isoformat()}, which is not after its start")
+        if self.end - self.start > _LONGEST:
+            raise ValueError("it holds for more than ten years at a time; give it an earlier end")
         if self.mode == "freeze" and (self.matchers.feature or self.matchers.severity):
             raise ValueError(
                 "`freeze` is about rows, which have neither a feature nor a severity; match the stream, the "
                 "series or a label"
             )
         if self.rrule is not None:
-            try:
-                _ = self._recurrence
-            except ValueError as error:
-                raise ValueError(
-                    f"{self.rrule!r} is no recurrence rule ({error}); write one such as FREQ=WEEKLY;BYDAY=SU"
-                ) from error
+            self._check_rule(self.rrule)
         return self
 
-    @cached_property
-    def _recurrence(self) -> rrule | rruleset:
-        # Wall time in the zone, without the zone: the rule counts days as people there do.
-        local = self.start.astimezone(ZoneInfo(self.zone)).replace(tzinfo=None)
-        return rrulestr(str(self.rrule), dtstart=local)
+    def _check_rule(self, rule: str) -> None:
+        try:
+            starts = iter(self._recurrence)
+            first = next(starts, None)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{rule!r} is no recurrence rule ({error}); write one such as FREQ=WEEKLY;BYDAY=SU"
+            ) from error
+        if first is None:
+            raise ValueError(f"{rule!r} never comes; try it without a part")
+        soon = takewhile(lambda start: start < first + _DAY, starts)
+        if len(list(islice(soon, _MOST_A_DAY))) == _MOST_A_DAY:
+            raise ValueError(f"{rule!r} comes more than {_MOST_A_DAY} times a day; make it rarer and longer")
 
-    def spans(self, first: datetime, last: datetime) -> Iterator[tuple[datetime, datetime]]:
-        """The windows that reach into ``[first, last]``, in UTC, by start; a span holds its start, not its end."""
+    @cached_property
+    def _interval(self) -> int:
+        given = _INTERVAL.search(self._rule)
+        return int(given[1] or 0) if given else 1
+
+    @cached_property
+    def _rule(self) -> str:
+        return str(self.rrule).upper().removeprefix("RRULE:")
+
+    @cached_property
+    def _recurrence(self) -> rrulebase:
+        """Wall time in the zone, without the zone: the rule counts days as people there do."""
+        zone = ZoneInfo(self.zone)
+        if re.search(r"[\s:]", self._rule):  # other properties of a calendar, such as a start of its own
+            raise ValueError("one rule, and nothing else of a calendar")
+        if "FREQ=" not in self._rule:
+            raise ValueError("it has no FREQ")
+        if self._interval < 1:  # the library would never come to an end
+            raise ValueError("its INTERVAL is not 1 or more")
+
+        def local(until: re.Match[str]) -> str:
+            day, time, utc = until.groups()
+            if not utc:
+                return f"UNTIL={day}T{time or '235959'}"
+            at = datetime.strptime(day + (time or "235959"), "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+            return f"UNTIL={at.astimezone(zone):%Y%m%dT%H%M%S}"
+
+        start = self.start.astimezone(zone).replace(tzinfo=None)
+        return rrulestr(_UNTIL.sub(local, self._rule), dtstart=start, cache=True)
+
+    def following(self, at: datetime) -> Iterator[Span]:
+        """The windows that end behind a moment, by start (but for an hour that the clocks skip)."""
         length = self.end - self.start
         if self.rrule is None:
-            if self.start <= last and self.end > first:
+            if self.end > at:
                 yield self.start.astimezone(UTC), self.end.astimezone(UTC)
             return
-        zone, day = ZoneInfo(self.zone), timedelta(days=1)  # a zone's clock may go back by hours
-        since = first.astimezone(zone).replace(tzinfo=None) - length - day
-        for count, local in enumerate(self._recurrence.xafter(since, inc=True)):
+        zone = ZoneInfo(self.zone)
+        since = at.astimezone(zone).replace(tzinfo=None) - length - _DAY
+        for local in self._recurrence.xafter(since, inc=True):
             start = local.replace(tzinfo=zone).astimezone(UTC)
-            if start > last or count >= _MOST_SPANS:
-                return
-            if start + length > first:
+            if start + length > at:
                 yield start, start + length
 
-    def active(self, at: datetime) -> bool:
-        """Whether one of its windows holds a moment."""
-        return any(start <= at < end for start, end in self.spans(at, at))
+    def spans(self, first: datetime, last: datetime) -> list[Span]:
+        """The windows that reach into ``[first, last]``, by start."""
+        maybe = takewhile(lambda span: span[0] <= last + _DAY, self.following(first))
+        return sorted({span for span in maybe if span[0] <= last})
 
-    def over(self, at: datetime) -> bool:
-        """Whether none of its windows ends behind a moment."""
-        if self.rrule is None:
-            return self.end <= at
-        zone = ZoneInfo(self.zone)
-        local = at.astimezone(zone).replace(tzinfo=None) - (self.end - self.start) - timedelta(days=1)
-        return all(
-            next_.replace(tzinfo=zone) + (self.end - self.start) <= at
-            for next_ in self._recurrence.xafter(local, count=8, inc=True)
+    def laid_over(self, first: datetime) -> Silence:
+        """The same as if its rule had held before its start already: from ``first`` on."""
+        rule = re.sub(r"(COUNT|UNTIL)=[^;]*;?", "", self._rule).strip(";")
+        frequency = re.search(r"FREQ=(\w+)", rule)
+        # A whole number of steps, so that every second week stays the same ones.
+        step = _STEPS.get(frequency[1] if frequency else "", relativedelta(days=1)) * self._interval
+        start = self.start.astimezone(ZoneInfo(self.zone))
+        while start > first:
+            start -= step
+        end = start.astimezone(UTC) + (self.end - self.start)
+        return Silence(
+            matchers=self.matchers, mode=self.mode, start=start, end=end, rrule=rule, zone=self.zone
         )
-
-
-def frozen_spans(
-    silences: Sequence[Silence], stream: str, series: str, labels: Mapping[str, str], first: datetime, last: datetime
-) -> list[tuple[datetime, datetime]]:
-    """When a series teaches nothing within ``[first, last]``."""
-    return [
-        span
-        for silence in silences
-        if silence.mode == "freeze" and silence.matchers.cover(stream, series, labels)
-        for span in silence.spans(first, last)
-    ]

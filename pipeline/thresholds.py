@@ -1,10 +1,10 @@
 """The rolling line that a reconstruction error is held against.
 
-With the policy `ewma`: two exponentially weighted moments for the window's error, two for the last row's own error; the line is
-mean + k standard deviations. An average over all rows first (weight 1/n), then a half-life that is the longer
-of 1,000 rows and ``memory`` (Welford's update with a weight, as in Finch 2009, "Incremental calculation of
-weighted mean and variance", section 9). With `quantile`: a multiple of a quantile of either, by sketches that
-forget alike.
+With the policy `ewma`: two exponentially weighted moments for the window's error, two for the last row's own
+error; the line is mean + k standard deviations. An average over all rows first (weight 1/n), then a half-life
+that is the longer of 1,000 rows and ``memory`` (Welford's update with a weight, as in Finch 2009,
+"Incremental calculation of weighted mean and variance", section 9). With `quantile`: a multiple of a quantile
+of either, by sketches that forget alike.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ their mean, the next rounding error would be an anomaly."""
 BINS = 28
 """Of each of a series' two sketches: 224 bytes."""
 _LOWEST, _GROWTH = 0.2, 1.15
+ACCEPTED = -1.0
+"""In place of the rows that a series' moments rest on: its next row is what is normal."""
 _ACCEPTED_ROWS = 32.0
 """How much an accepted row weighs against those that follow."""
 
@@ -31,7 +33,7 @@ _ACCEPTED_ROWS = 32.0
 def line(mean: float, variance: float, sketch: Float32s, policy: JudgePolicy) -> float:
     """The threshold: the fixed one, mean + k standard deviations, or a multiple of the quantile.
 
-    ``sketch`` is float32[BINS] where the policy is a quantile, and ``mean`` then the scale that it began with.
+    ``sketch`` is float32[BINS] where the policy is a quantile, and ``mean`` then the scale it began with.
     """
     if policy.static_line > 0:
         return policy.static_line
@@ -64,7 +66,6 @@ def start_again(
     row.last_mean = last_error
     row.last_variance = (calibration[3] * last_height) ** 2
     row.rows = _ACCEPTED_ROWS
-    row.accepted = 0
     if policy.quantile > 0:
         _seed(sketch[:BINS], error, calibration[1] * height)
         _seed(sketch[BINS:], last_error, calibration[3] * last_height)
@@ -101,14 +102,14 @@ def learn(
 @kernel
 def _edge(scale: float, n: int) -> float:
     """The lower edge of a bin."""
-    return max(scale, 1e-9) * _LOWEST * _GROWTH**n
+    return float(max(scale, 1e-9) * _LOWEST * _GROWTH**n)
 
 
 @kernel
 def _count(sketch: Float32s, scale: float, error: float, weight: float) -> None:
     """Add a row; those before it lose as much weight as it has."""
     height = max(error, 1e-12) / _edge(scale, 0)
-    n = min(max(int(math.floor(math.log(height) / math.log(_GROWTH))), 0), BINS - 1)
+    n = min(max(math.floor(math.log(height) / math.log(_GROWTH)), 0), BINS - 1)
     for each in range(BINS):
         sketch[each] *= 1.0 - weight
     sketch[n] += weight
@@ -134,6 +135,6 @@ def _quantile(scale: float, sketch: Float32s, q: float) -> float:
     above = (1.0 - q) * total
     for n in range(BINS - 1, 0, -1):
         if sketch[n] > above:
-            return _edge(scale, n) * _GROWTH ** (1.0 - above / sketch[n])
+            return _edge(scale, n) * float(_GROWTH ** (1.0 - above / sketch[n]))
         above -= sketch[n]
     return _edge(scale, 1)

@@ -37,6 +37,19 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def recorded() -> Path:
+    """The folder of recorded series, ``nab/`` and ``smd/``, at OFFBEAT_DATA.
+
+    Without it the test is skipped, or fails where OFFBEAT_REQUIRE_DATA=1.
+    """
+    given = os.environ.get("OFFBEAT_DATA")
+    if not given:
+        reason = "no real data: set OFFBEAT_DATA to a folder with nab/ and smd/"
+        (pytest.fail if os.environ.get("OFFBEAT_REQUIRE_DATA") == "1" else pytest.skip)(reason)
+    return Path(given)
+
+
+@pytest.fixture(scope="session")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
     """A real Kafka broker whose files may be damaged; only a distribution at KAFKA_HOME has files here."""
     home = os.environ.get("KAFKA_HOME")

@@ -160,6 +160,26 @@ def test_links_between_documents_resolve() -> None:
             assert not anchor or anchor in anchors(linked), f"{page.relative_to(ROOT)}: no heading {target}"
 
 
+# A complaint without a test is a promise, and a test without its complaint is not found by who complains.
+def test_every_complaint_about_alerts_names_its_test() -> None:
+    page = (ROOT / "docs" / "alerts.md").read_text(encoding="utf-8")
+    tests = (ROOT / "tests" / "end_to_end" / "test_complaints.py").read_text(encoding="utf-8")
+
+    rows = re.findall(r"^\| (?!Complaint).*\|$", page, re.MULTILINE)
+    named = [re.findall(r"`(test_\w+)`", row) for row in rows]
+
+    assert sorted(name for names in named for name in names) == sorted(
+        re.findall(r"^def (test_\w+)", tests, re.MULTILINE)
+    )
+    assert all(len(names) == 1 for names in named)
+    sections = {"events": config.Events, "threshold": config.Ewma, "alerts": config.AlertRules}
+    for section, name in re.findall(r"`(\w+)\.(\w+)`", "".join(rows)):
+        assert name in sections[section].model_fields, f"{section}.{name} is no setting"
+    commands = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for command in re.findall(r"`(offbeat(?: [a-z-]+)+?)(?: --.*?)?`", "".join(rows)):
+        assert f"\n## {command}\n" in commands, f"{command} is no command"
+
+
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

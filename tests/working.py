@@ -476,7 +476,7 @@ class Plant:
             detector = Detector("test", STREAM, policies[change.policy_sha])
             scorer = None if change.bundle_sha is None else self.desk.shelf.bundles[change.bundle_sha]
             decisions = self.desk.log.view.decisions(STREAM, change.decided)
-            answer.state, outputs = adopt(detector, answer.state, at, change, scorer, decisions)
+            answer.state, outputs = adopt(detector, answer.state, at, change, scorer, decisions=decisions)
             answer.take(outputs)
             later = past.changes[n + 1 : n + 2]
             end = later[0].next_offset if later else bounds.end_offset

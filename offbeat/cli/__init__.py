@@ -13,9 +13,13 @@ from offbeat.cli import (
     demo,
     detect,
     doctor,
+    explain,
+    notifications,
+    notify,
     produce,
     replay,
     run,
+    silences,
     thresholds,
     topics,
     train,
@@ -56,7 +60,24 @@ def _front(
     del debug, version  # the group reads the one, a callback has answered the other
 
 
-for module in (demo, produce, train, detect, run, alerts, replay, thresholds, topics, config, doctor, bench):
+for module in (
+    demo,
+    produce,
+    train,
+    detect,
+    notify,
+    run,
+    alerts,
+    notifications,
+    silences,
+    replay,
+    explain,
+    thresholds,
+    topics,
+    config,
+    doctor,
+    bench,
+):
     module.add_to(cli)
 
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from offbeat.cli import feedback
 from offbeat.cli.columns import print_columns
-from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, load_config
+from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, load_config, print_json
 from offbeat.cli.stopping import stopping
-from pipeline.errors import NotFound
+from offbeat.cli.stored import stored_alerts
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    from offbeat.stored_alerts import StoredAlerts
     from pipeline.alerts import Alert
+    from pipeline.control import Feedback, Standing
+    from pipeline.silences import Span
 
-group = typer.Typer(no_args_is_help=True, help="Read the alerts that were published.")
+group = typer.Typer(
+    no_args_is_help=True, help="Read the alerts that were published, and say what they are worth."
+)
 
 
 class Kind(StrEnum):
@@ -47,23 +50,6 @@ KindName = Annotated[Kind | None, typer.Option("--kind", help="Only of this kind
 StateName = Annotated[State | None, typer.Option("--state", help="Only in this state.")]
 
 
-@contextmanager
-def _stored(config: Path) -> Iterator[StoredAlerts]:
-    from offbeat import app
-    from offbeat.stored_alerts import StoredAlerts
-
-    loaded = load_config(config)
-    with app.open_bus(loaded.bus) as broker:
-        stored = StoredAlerts(broker.reader(), loaded.alerts_topic)
-        yield stored
-        if stored.unreadable:
-            typer.echo(
-                f"{stored.unreadable} records of {loaded.alerts_topic} are damaged, or no alerts that this "
-                "version reads",
-                err=True,
-            )
-
-
 @group.command(epilog="Example: `offbeat alerts tail --stream pumps --state firing`")
 def tail(
     *,
@@ -81,10 +67,11 @@ def tail(
     json: Json = False,
 ) -> None:
     """Show the last alerts, then each new one as it comes, until stopped (Ctrl-C)."""
+    from offbeat import app
     from offbeat.stored_alerts import Wanted
 
-    wanted = Wanted(stream, series, kind, state)
-    with stopping() as stop, _stored(config) as stored:
+    wanted, loaded = Wanted(stream, series, kind, state), load_config(config)
+    with stopping() as stop, app.open_bus(loaded.bus) as broker, stored_alerts(loaded, broker) as stored:
         stop.after(seconds)
         for alert in deque(filter(wanted, stored.past()), lines):
             _print(alert, json=json)
@@ -108,19 +95,22 @@ def list_alerts(
     json: Json = False,
 ) -> None:
     """List alerts in the order in which they started, each as it stands now."""
+    from offbeat import app
+    from offbeat.controls import standing
+    from offbeat.feedback import of_alert
     from offbeat.show import LIST_HEADERS, list_row
     from offbeat.stored_alerts import Wanted
 
-    wanted = Wanted(stream, series, kind, state)
-    with _stored(config) as stored:
-        revisions = _revisions(stored)
+    wanted, loaded = Wanted(stream, series, kind, state), load_config(config)
+    with app.open_bus(loaded.bus) as broker, stored_alerts(loaded, broker) as stored:
+        revisions, view = stored.revisions(), standing(loaded, broker)
     found = [each for each in revisions.values() if wanted(each[-1])]
     found.sort(key=lambda each: (each[-1].started_at, each[-1].id))
     if json:
         for each in found[-limit:]:
             typer.echo(each[-1].model_dump_json())
     elif found:
-        print_columns(LIST_HEADERS, [list_row(each) for each in found[-limit:]])
+        print_columns(LIST_HEADERS, [list_row(each, of_alert(view, each[-1].id)) for each in found[-limit:]])
     if not found:
         typer.echo("no alerts" + (" that fit" if revisions else " yet"), err=True)
     elif len(found) > limit:
@@ -138,32 +128,32 @@ def show(
 ) -> None:
     """Show all of one alert: its scores, each feature as observed and expected, and the window around it.
 
-    With --json each revision is one line, the oldest first.
+    What people said of it, and the silences whose windows it reached into, are shown as well.
     """
-    with _stored(config) as stored:
-        revisions = _revisions(stored)
-    if alert_id == "last" and revisions:
-        found = [max(revisions, key=lambda key: (revisions[key][-1].started_at, key))]
-    else:
-        found = [key for key in revisions if key.startswith(alert_id)]
-    if len(found) != 1:
-        several = (
-            f"{len(found)} alerts have ids that begin with" if found else "there is no alert with the id"
-        )
-        raise NotFound(f"{several} {alert_id!r}; `offbeat alerts list` shows them (the id stands last)")
+    from offbeat import app
+    from offbeat.controls import standing
+    from offbeat.feedback import of_alert
+    from offbeat.silencing import silences_of
+    from offbeat.stored_alerts import as_it_stands, chosen
+
+    loaded = load_config(config)
+    with app.open_bus(loaded.bus) as broker, stored_alerts(loaded, broker) as stored:
+        revisions, view = chosen(stored.revisions(), alert_id), standing(loaded, broker)
+    said = of_alert(view, revisions[-1].id)
+    silences = silences_of(as_it_stands(revisions), view.silences.values(), datetime.now(UTC))
     if json:
-        for revision in revisions[found[0]]:
-            typer.echo(revision.model_dump_json())
+        print_json(
+            {
+                "revisions": [each.model_dump(mode="json") for each in revisions],
+                "feedback": [each.model_dump(mode="json") for each in said],
+                "silences": [
+                    {**each.record.model_dump(mode="json"), "window": [start.isoformat(), end.isoformat()]}
+                    for each, (start, end) in silences
+                ],
+            }
+        )
     else:
-        _show(revisions[found[0]])
-
-
-def _revisions(stored: StoredAlerts) -> dict[str, list[Alert]]:
-    """The revisions of each alert, the oldest first."""
-    revisions: dict[str, dict[int, Alert]] = {}
-    for alert in stored.past():
-        revisions.setdefault(alert.id, {})[alert.revision] = alert
-    return {key: [found[number] for number in sorted(found)] for key, found in revisions.items()}
+        _show(revisions, said, silences)
 
 
 def _print(alert: Alert, *, json: bool) -> None:
@@ -172,10 +162,12 @@ def _print(alert: Alert, *, json: bool) -> None:
     typer.echo(alert.model_dump_json() if json else line(alert))
 
 
-def _show(revisions: list[Alert]) -> None:
+def _show(
+    revisions: Sequence[Alert], said: Sequence[Feedback], silences: Sequence[tuple[Standing, Span]]
+) -> None:
     from offbeat.show import facts, measured, picture
 
-    for name, text in facts(revisions):
+    for name, text in facts(revisions, said, silences):
         typer.echo(f"{name:<14} {text}")
     first = revisions[0]
     if not first.features:
@@ -197,4 +189,5 @@ def _show(revisions: list[Alert]) -> None:
 
 def add_to(cli: typer.Typer) -> None:
     """Register the commands."""
+    feedback.add_to(group)
     cli.add_typer(group, name="alerts")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from pipeline.alerts import FeatureEvidence
 
 
 def print_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -22,3 +26,21 @@ def print_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 def counted(count: int, noun: str) -> str:
     """``1 partition``, ``2 partitions``."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def print_features(features: Iterable[FeatureEvidence]) -> None:
+    """Print features with their share of an error and their windows, observed over expected."""
+    from offbeat.show import measured, picture
+
+    rows = []
+    for each in features:
+        observed, expected = picture(each)
+        figures = [
+            f"{each.contribution:.0%}",
+            measured(each.observed, each.unit),
+            measured(each.expected, each.unit),
+        ]
+        rows.append([each.name, *figures, observed])
+        if expected:  # only the first features come with their windows
+            rows.append(["", "", "", "", expected])
+    print_columns(["feature", " share", " observed", " expected", "window"], rows)

@@ -1,4 +1,4 @@
-"""``offbeat run``: all workers of a small installation, supervised."""
+"""``offbeat run``: all workers and the notifier of a small installation, supervised."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Run every stream: one `detect` process for each stream and slot, restarted when it crashes.
+    """Run every stream: a `detect` process for each stream and slot, and `notify`, restarted when they crash.
 
     Ctrl-C or SIGTERM stops all of them in order; nothing is left running, also when this process is killed.
     """
@@ -34,14 +34,13 @@ def run(
 
     loaded = load_config(config)
     path = str(Path(config).absolute())
+    common = ["--config", path, *(["--json"] if json else [])]
     children = [
-        Child(
-            f"{name}/{slot}",
-            ["detect", name, "--config", path, "--slot", str(slot), *(["--json"] if json else [])],
-        )
+        Child(f"{name}/{slot}", ["detect", name, "--slot", str(slot), *common])
         for name in loaded.streams
         for slot in range(workers)
     ]
+    children.append(Child("notify/0", ["notify", *common]))
 
     def notice(message: str) -> None:
         if json:

@@ -27,9 +27,9 @@ def create(
     config: ConfigFile = DEFAULT_CONFIG,
     json: Json = False,
 ) -> None:
-    """Make the topics that are missing: streams' input and journals, control, alerts, dead letters.
+    """Make the topics that are missing: of streams their input and journals, and those that they share.
 
-    Topics that exist stay as they are. Alerts and dead letters are kept 30 days, all others for ever.
+    Topics that exist stay as they are. Input, journals and control are kept for ever, all others 30 days.
     """
     from offbeat import app
 
@@ -61,6 +61,7 @@ def list_topics(*, config: ConfigFile = DEFAULT_CONFIG, json: Json = False) -> N
     roles = {
         loaded.control_topic: "control",
         loaded.alerts_topic: "alerts",
+        loaded.notifications_topic: "notifications",
         loaded.dead_letters_topic: "dead letters",
     }
     for name, stream in loaded.streams.items():

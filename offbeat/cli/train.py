@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from offbeat.cli.columns import counted
 from offbeat.cli.meter import meter
 from offbeat.cli.options import (
     DEFAULT_CONFIG,
@@ -34,9 +35,13 @@ from offbeat.cli.rows import (
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from offbeat.controls import Control
     from offbeat.history import Part
     from offbeat.training import Learned
     from pipeline.config import Config
+    from pipeline.control import Standing
     from producers.layouts import FileOptions
 
 _SERIES_SHOWN = 12
@@ -88,6 +93,7 @@ def train(
 ) -> None:
     """Train a stream's models, keep them in the registry, and put them to use.
 
+    Rows in the windows of silences with `--mode freeze` are left out.
     A running worker takes the new models up by itself, between two batches.
     """
     loaded = load_config(config)
@@ -157,6 +163,7 @@ def _from_files(config: Config, name: str, options: FileOptions, part: Part) -> 
                 source,
                 part,
                 lambda step: show(step.phase, step.fraction, step.detail),
+                freezes=_freezes(control, name),
                 promote=lambda bundle_id: control.promote(name, bundle_id, f"trained on {paths}"),
             )
     tell_bad_rows(report)
@@ -180,8 +187,15 @@ def _from_topic(
                 source,
                 part,
                 lambda step: show(step.phase, step.fraction, step.detail),
+                freezes=_freezes(control, name),
                 promote=lambda bundle_id: control.promote(name, bundle_id, "trained on the stream's topic"),
             )
+
+
+def _freezes(control: Control, name: str) -> Sequence[Standing]:
+    """The silences under which nothing of a stream is learned."""
+    view = control.view()
+    return view.decisions(name, view.decided(name)).freezes
 
 
 def _tell(learned: Learned, seconds: float) -> None:
@@ -191,9 +205,11 @@ def _tell(learned: Learned, seconds: float) -> None:
         f"learned from {learned.rows:,} rows of {len(learned.series):,} series "
         f"({learned.records:,} records) in {seconds:.0f} s"
     )
-    other = {name: count for name, count in learned.bins.items() if count and name in _LOST}
-    if other:
-        typer.echo("not used: " + ", ".join(f"{count:,} {_LOST[name]}" for name, count in other.items()))
+    unused = [f"{count:,} {_LOST[name]}" for name, count in learned.bins.items() if count and name in _LOST]
+    if learned.frozen:
+        unused.append(f"{counted(learned.frozen, 'row')} that silences froze")
+    if unused:
+        typer.echo("not used: " + ", ".join(unused))
     widths = "-".join(map(str, learned.spec.widths()))
     typer.echo(
         f"models: {own:,} series with a model of their own, one shared model for all others; "

@@ -159,7 +159,7 @@ class Play:
         source = training.from_topic(reader, self._config, STREAM, None, None)
         part = Part(self._stream.training.rows)
         bundle_id = training.learn(
-            self._config, STREAM, source, part, self._show_step, promote=lambda _: None
+            self._config, STREAM, source, part, self._show_step, freezes=(), promote=lambda _: None
         ).bundle_id
 
         self._begin("settling")

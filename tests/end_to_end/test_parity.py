@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
@@ -24,12 +25,14 @@ from offbeat.controls import Control
 from pipeline import config
 from pipeline.alerts import Alert
 from pipeline.bus import connect
+from pipeline.control import Expired, Feedback, Record, Silenced, send
 from pipeline.errors import BusError
 from pipeline.journal import InForce, JournalLog
 from pipeline.ports import Broker
 from pipeline.reading import stretch
 from pipeline.records import Bounds, TopicPartition
 from pipeline.series import PartitionState
+from pipeline.silences import Matchers, Silence
 from pipeline.state import connect as connect_state
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
@@ -99,18 +102,53 @@ class Site:
 
     def decide(self, bundle: str | None = None, policy: int | None = None) -> None:
         """Put a bundle or a policy in force, and wait until the whole stream is under it."""
-        control = Control(self.settings if policy is None else self.configured(policy), self.broker, "a test")
+        control = self.control if policy is None else self.control_of(self.configured(policy))
         if bundle is not None:
             control.promote(STREAM, bundle, "to see")
-        else:
+        elif policy is not None:
             control.apply(STREAM, "to see")
         view = control.view()
-        wanted = [(view.champions.get(STREAM), view.policies[STREAM])] * PARTITIONS
-        self.wait_for(lambda: [self.in_force(number) for number in range(PARTITIONS)] == wanted, "a decision")
+        wanted = view.champions.get(STREAM), view.policies[STREAM], view.decided(STREAM)
+        everywhere = [wanted] * PARTITIONS
+        self.wait_for(lambda: list(map(self.in_force, range(PARTITIONS))) == everywhere, "a decision")
 
-    def in_force(self, partition: int) -> tuple[str | None, str]:
+    def speak(self) -> None:
+        """Two false alarms, a new normal for a series with an open alert, and a freeze for half of all."""
+        alerts = self.alerts()
+        open_ = {each.id: each for each in alerts if each.kind == "anomaly"}
+        said = sorted(each.series for each in open_.values() if each.state == "firing")
+        accepted = next(each for each in alerts if each.series == said[0])
+        for verdict, alert in ("false alarm", alerts[0]), ("false alarm", alerts[-1]), ("accept", accepted):
+            self.publish(Feedback, alert=alert.id, series=alert.series, verdict=verdict)
+        silence = Silence(
+            matchers=Matchers(series_regex=r".*[02468]"),
+            mode="freeze",
+            start=max(each.at for each in alerts) - timedelta(seconds=30),
+            end=max(each.at for each in alerts) + timedelta(days=1),
+        )
+        self.publish(Silenced, id="0123456789ab", silence=silence)
+        self.decide()
+
+    def lift(self) -> None:
+        """The freeze ends before its time."""
+        self.publish(Expired, id="0123456789ab")
+        self.decide()
+
+    def publish(self, kind: type[Record], **what: object) -> None:
+        record = kind(stream=STREAM, at=datetime.now(UTC), who="a test", why="to see", **what)
+        self.producer.send([send(record, self.settings.control_topic)])
+        self.producer.flush()
+
+    def control_of(self, settings: config.Config) -> Control:
+        return Control(settings, self.broker, "a test")
+
+    @property
+    def control(self) -> Control:
+        return self.control_of(self.settings)
+
+    def in_force(self, partition: int) -> tuple[str | None, str, int]:
         entries = [each for each in self.journal.entries(partition)[0] if isinstance(each, InForce)]
-        return entries[-1].bundle_sha, entries[-1].policy_sha
+        return entries[-1].bundle_sha, entries[-1].policy_sha, entries[-1].decided
 
     def wait_for(self, holds: Callable[[], object], what: str) -> None:
         until = time.monotonic() + DEADLINE_S
@@ -192,7 +230,7 @@ def sites(
 
 
 def run(site: Site, bundles: tuple[str, str], workers: int, *, faults: bool) -> None:
-    """A stream's life: two bundles, two policies; where asked for, kills, rebalances and a lost Redis."""
+    """A stream's life: two bundles, two policies, feedback, a freeze; where asked for, kills and a lost Redis."""
     for slot in range(workers):
         site.start(slot)
     site.produce(3)
@@ -208,6 +246,9 @@ def run(site: Site, bundles: tuple[str, str], workers: int, *, faults: bool) -> 
     site.caught_up()
     site.decide(bundle=bundles[1])
     site.produce(5)
+    site.caught_up()
+    site.speak()
+    site.produce(3)
     if faults:
         site.lose_redis()
         site.end(0, signal.SIGKILL)
@@ -216,6 +257,8 @@ def run(site: Site, bundles: tuple[str, str], workers: int, *, faults: bool) -> 
     site.caught_up()
     site.decide(policy=1)
     site.produce(4)
+    site.caught_up()
+    site.lift()
     if faults:
         site.start(1)
     site.produce(4)
@@ -246,6 +289,7 @@ def test_a_live_run_through_faults_and_its_replays_are_the_same(
     run(site, bundles[1], 2, faults=True)
     published = site.alerts()
     assert len({(one.id, one.revision) for one in published}) == len(published) > 100
+    assert any(one.reason == "accepted" for one in published)
     firsts = site.first_snapshots()
 
     for batch_records in (1, 7, 500, 20_000):

@@ -16,16 +16,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "real-data.md"
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page's folder of data: NAB as it is, and a quarter of one SMD machine as CSV."""
-    given = os.environ.get("OFFBEAT_DATA")
-    if not given:
-        reason = "no real data: set OFFBEAT_DATA to a folder with nab/ and smd/"
-        (pytest.fail if os.environ.get("OFFBEAT_REQUIRE_DATA") == "1" else pytest.skip)(reason)
     folder = tmp_path_factory.mktemp("data")
-    (folder / "nab").symlink_to(Path(given) / "nab")
+    (folder / "nab").symlink_to(recorded / "nab")
     (folder / "smd").mkdir()
-    rows = np.load(Path(given) / "smd" / "machine-1-6.npz")["test"][:7_000].astype(float)
+    rows = np.load(recorded / "smd" / "machine-1-6.npz")["test"][:7_000].astype(float)
     lines = [",".join(["timestamp", *(f"m{i}" for i in range(rows.shape[1]))])]
     lines += [f"{1_600_000_000 + 60 * i}," + ",".join(map(repr, row)) for i, row in enumerate(rows.tolist())]
     (folder / "smd" / "machine.csv").write_text("\n".join(lines))

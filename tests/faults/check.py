@@ -212,7 +212,9 @@ class Reference:
             self._take(reconcile(self._detector(), self.state, self.partition, self._anew.open))
         for due in self.past.due(self.state.in_force, self.state.next_offset):
             detector, scorer = self._detector(due), self._scorer(due)
-            self.state, outputs = adopt(detector, self.state, self.partition, due, scorer, NO_DECISIONS)
+            self.state, outputs = adopt(
+                detector, self.state, self.partition, due, scorer, decisions=NO_DECISIONS
+            )
             self._take(outputs)
             self._compare_copies()
 

@@ -7,15 +7,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 from typer.testing import CliRunner, Result
 
+from offbeat.app import output_topics
 from offbeat.cli import cli
+from pipeline.alerts import Alert, FeatureEvidence, Source
+from pipeline.bus import connect
+from pipeline.config import load
 
 PATIENCE_S = 30.0
 STREAM = """
@@ -62,6 +67,51 @@ class Installation:
     def json(self, *arguments: str) -> list[dict[str, Any]]:
         """The JSON lines of a run that must succeed."""
         return [json.loads(line) for line in self.ok(*arguments, "--json").splitlines()]
+
+    def publish(self, *alerts: Alert) -> None:
+        """Alerts as a worker publishes them."""
+        config = load(self.config)
+        with closing(connect(config.bus)) as broker:
+            broker.admin().create(output_topics(config))
+            producer = broker.producer()
+            producer.send(each.send(config.alerts_topic) for each in alerts)
+            producer.flush()
+
+
+def alert(number: int, *, hours_ago: float = 0.0, lasted_h: float | None = None, **fields: Any) -> Alert:  # noqa: ANN401
+    """An alert that began so long ago, of an id that begins with ``number``; resolved where it lasted."""
+    started = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=hours_ago)
+    heat = FeatureEvidence(
+        name="heat",
+        unit="°C",
+        observed=81,
+        expected=20,
+        contribution=1,
+        window_observed=[],
+        window_expected=[],
+    )
+    made: dict[str, Any] = {
+        "id": f"{number:032x}"[::-1],
+        "revision": 1 if lasted_h is None else 2,
+        "kind": "anomaly",
+        "state": "firing" if lasted_h is None else "resolved",
+        "reason": "error above its threshold" if lasted_h is None else "recovered",
+        "namespace": "offbeat",
+        "stream": "sensors",
+        "series": "unit-1",
+        "labels": {},
+        "started_at": started,
+        "at": started + timedelta(hours=lasted_h or 0),
+        "severity": "warning",
+        "score": 1.5,
+        "peak_score": 1.5,
+        "error": 0.6,
+        "threshold": 0.4,
+        "features": [heat],
+        "bundle": None,
+        "source": Source(topic="sensors", partition=0, offset=number),
+    }
+    return Alert(**made | fields)
 
 
 def offbeat(*arguments: str) -> Result:

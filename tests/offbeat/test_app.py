@@ -41,6 +41,7 @@ def test_output_topics_are_made_and_kept_thirty_days(installation: Installation)
     assert [(spec.name, spec.retention_ms) for spec in app.output_topics(config)] == [
         ("offbeat.control", -1),
         ("offbeat.alerts", 30 * 24 * 3600 * 1000),
+        ("offbeat.notifications", 30 * 24 * 3600 * 1000),
         ("offbeat.dead-letters", 30 * 24 * 3600 * 1000),
     ]
     with app.open_bus(config.bus) as broker:

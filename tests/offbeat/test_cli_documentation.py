@@ -72,7 +72,12 @@ def test_every_command_has_an_example_that_it_understands(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "schema"), [("config", schemas.config_schema()), ("alert", schemas.alert_schema())]
+    ("file", "schema"),
+    [
+        ("config", schemas.config_schema()),
+        ("alert", schemas.alert_schema()),
+        ("notification", schemas.notification_schema()),
+    ],
 )
 def test_published_schemas_are_current(file: str, schema: dict[str, Any]) -> None:
     text = (DOCS / f"{file}.schema.json").read_text(encoding="utf-8")

@@ -29,7 +29,8 @@ def test_every_fault_is_alerted_with_its_series_and_its_feature_first(watched: I
             if alert["series"] == label.series
             and label.start - 60 <= _epoch(alert["started_at"]) <= label.end  # a cell is told by its start
         ]
-        revisions = [each for alert in during for each in watched.json("alerts", "show", alert)]
+        shown = [each for alert in during for each in watched.json("alerts", "show", alert)]
+        revisions = [revision for each in shown for revision in each["revisions"]]
         assert {each["features"][0]["name"] for each in revisions} & set(label.features), label
 
 
@@ -187,7 +188,8 @@ def test_topics_are_made_once(installation: Installation) -> None:
     first = installation.json("topics", "create", "--partitions", "4")
     again = installation.json("topics", "create", "sensors", "--partitions", "8")
 
-    made = ["sensors", "offbeat.control", "offbeat.alerts", "offbeat.dead-letters", "offbeat.sensors.journal"]
+    shared = ["offbeat.control", "offbeat.alerts", "offbeat.notifications", "offbeat.dead-letters"]
+    made = ["sensors", *shared, "offbeat.sensors.journal"]
     assert first == [{"made": made, "there_already": []}]
     assert again == [{"made": [], "there_already": made}]
     assert {topic["topic"]: topic["partitions"] for topic in installation.json("topics", "list")} == {
@@ -195,6 +197,7 @@ def test_topics_are_made_once(installation: Installation) -> None:
         "offbeat.sensors.journal": 4,
         "offbeat.control": 1,
         "offbeat.alerts": 1,
+        "offbeat.notifications": 1,
         "offbeat.dead-letters": 1,
     }
 

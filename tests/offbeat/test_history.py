@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,9 +16,11 @@ from offbeat import history
 from offbeat.history import Batches, Part, gather, topic_bounds, topic_source
 from pipeline import config
 from pipeline.bus import connect
+from pipeline.control import Silenced, Standing
 from pipeline.detect import Detector
 from pipeline.errors import NotFound
 from pipeline.records import Bounds, RecordBatch, Send, TopicPartition, TopicSpec
+from pipeline.silences import Matchers, Silence
 
 TOPIC = "t"
 STREAM = config.parse(f"streams: {{s: {{topic: {TOPIC}, events: {{features: [x], gap: 100s}}}}}}").stream("s")
@@ -36,8 +40,22 @@ def source(*records: tuple[bytes, bytes, int], partition: int = 0, size: int = 7
     return batches
 
 
-def gathered(*sources: Batches, rows: int = 1_000, first: float = 1.0) -> history.History:
-    return gather(Detector("n", "s", STREAM), sources, Part(rows, first), lambda _: None)
+def gathered(
+    *sources: Batches,
+    rows: int = 1_000,
+    first: float = 1.0,
+    freezes: Sequence[Standing] = (),
+    stream: config.Stream = STREAM,
+) -> history.History:
+    return gather(Detector("n", "s", stream), sources, Part(rows, first), freezes, lambda _: None)
+
+
+def freeze(start: float, end: float, ended: float | None = None, **matchers: Any) -> Standing:  # noqa: ANN401
+    """A silence of series under which nothing is learned; times are event times."""
+    since, to, at = (datetime.fromtimestamp(each, UTC) for each in (start, end, ended or end))
+    silence = Silence(matchers=Matchers(**matchers), mode="freeze", start=since, end=to)
+    record = Silenced(stream="*", at=since, who="mona", why="a test", id="0" * 12, silence=silence)
+    return Standing(record, None if ended is None else at)
 
 
 def values(found: history.History) -> dict[str, list[float]]:
@@ -123,6 +141,74 @@ def test_what_did_not_become_rows_is_counted() -> None:
     assert values(found) == {"a": [1, 3]}
     assert found.bins["duplicate"] == 1
     assert found.bins["dead_lettered"] == 1
+
+
+class TestFreezing:
+    """What somebody declared to be no example of how things are is not learned from."""
+
+    RECORDS = tuple(event("ab"[n % 2], 1_000.0 + n, n) for n in range(40))
+
+    @pytest.mark.parametrize("size", [1, 7, 40])
+    def test_rows_in_a_frozen_window_are_left_out_and_counted(self, size: int) -> None:
+        found = gathered(source(*self.RECORDS, size=size), freezes=[freeze(1_010, 1_015, series="a")])
+
+        left = [n for n in range(0, 40, 2) if not 10 <= n < 15]
+        assert values(found) == {"a": left, "b": list(range(1, 40, 2))}
+        assert found.frozen == 3
+
+    # A window over the hole would show what never followed on each other.
+    @pytest.mark.parametrize("size", [1, 3, 40])
+    def test_no_window_reaches_over_the_hole(self, size: int) -> None:
+        found = gathered(source(*self.RECORDS, size=size), freezes=[freeze(1_010, 1_015, series="a")])
+
+        a, b = found.series["a"], found.series["b"]
+        assert a.values[np.flatnonzero(np.diff(a.segment)) + 1, 0].tolist() == [16]
+        assert np.ptp(b.segment) == 0
+
+    def test_an_end_before_its_time_ends_it_here_too(self) -> None:
+        found = gathered(source(*self.RECORDS), freezes=[freeze(1_010, 1_030, ended=1_012)])
+
+        assert found.frozen == 2
+
+    @pytest.mark.parametrize(
+        ("matchers", "frozen"),
+        [({}, 40), ({"stream": "s"}, 40), ({"stream": "t"}, 0), ({"series_regex": "[ac]"}, 20)],
+    )
+    def test_only_what_a_silence_is_about_is_frozen(self, matchers: dict[str, Any], frozen: int) -> None:
+        assert gathered(source(*self.RECORDS), freezes=[freeze(0, 9_999, **matchers)]).frozen == frozen
+
+    # Silences that overlap freeze a row once.
+    def test_several_silences_are_added_up(self) -> None:
+        freezes = [freeze(1_000, 1_010), freeze(1_005, 1_020), freeze(1_030, 1_031)]
+
+        assert gathered(source(*self.RECORDS), freezes=freezes).frozen == 21
+
+    @pytest.mark.parametrize("size", [1, 40])
+    def test_labels_are_those_of_the_first_record_of_a_series(self, size: int) -> None:
+        labelled = config.parse(
+            f"streams: {{s: {{topic: {TOPIC}, events: {{features: [x], labels: [hall]}}}}}}"
+        ).stream("s")
+        records = [
+            (key, msgspec.json.encode(msgspec.json.decode(value) | {"hall": hall}), at_ms)
+            for (key, value, at_ms), hall in zip(
+                self.RECORDS, ["north", "south", *["moved"] * 38], strict=True
+            )
+        ]
+        records.insert(0, event("c", 999.0, "broken"))
+
+        found = gathered(
+            source(*records, size=size),
+            freezes=[freeze(0, 9_999, labels={"hall": "n*"})],
+            stream=labelled,
+        )
+
+        assert values(found) == {"b": list(range(1, 40, 2))}
+
+    # Half of what can be learned from, and not half of which most is frozen.
+    def test_the_first_share_is_of_the_rows_that_are_left(self) -> None:
+        found = gathered(source(*self.RECORDS), freezes=[freeze(1_000, 1_020)], first=0.5)
+
+        assert values(found) == {"a": [20, 22, 24, 26, 28], "b": [21, 23, 25, 27, 29]}
 
 
 # Bounds are taken once: what comes while we read is left for the next training.

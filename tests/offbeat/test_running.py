@@ -106,7 +106,9 @@ def test_an_installation_runs_restarts_and_stops_as_a_whole(
     whole.process.terminate()
 
     assert whole.process.wait(15) == 0
-    assert {line["worker"] for line in whole.said(doing="stopped")} == {"sensors/0", "others/0"}
+    assert {line["worker"] for line in whole.said(doing="stopped")} == {
+        "sensors/0", "others/0", "notify/0",
+    }  # fmt: skip
     assert any("was ended by signal 9" in line["message"] for line in whole.said(worker="run"))
     assert ended(family)
 

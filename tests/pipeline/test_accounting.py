@@ -1,11 +1,11 @@
-"""The ten bins by number and by name."""
+"""The bins by number and by name."""
 
 from __future__ import annotations
 
 from pipeline.accounting import Bin, Counters
 
 
-def test_the_bins_are_ten_and_keep_their_numbers_because_they_are_stored_by_them() -> None:
+def test_the_bins_are_eleven_and_keep_their_numbers_because_they_are_stored_by_them() -> None:
     assert [name.name.lower() for name in Bin] == [
         "scored",
         "warming",
@@ -17,6 +17,7 @@ def test_the_bins_are_ten_and_keep_their_numbers_because_they_are_stored_by_them
         "dead_lettered",
         "over_limit",
         "corrupt",
+        "outside",
     ]
 
 

@@ -68,7 +68,12 @@ class Work(Feed):
             partitions=self.counts,
         )
         self.state, outputs = adopt(
-            self.detector, self.state, PARTITION, change, self.scorer, decisions or self.state.decisions
+            self.detector,
+            self.state,
+            PARTITION,
+            change,
+            self.scorer,
+            decisions=decisions or self.state.decisions,
         )
         self.alerts += outputs.alerts
         self.changes += outputs.changes

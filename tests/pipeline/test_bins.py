@@ -81,7 +81,7 @@ class Model:
         if event is None:
             self.bins["dead_lettered"] += 1
             return
-        name, time, values, metric = event
+        name, time, *_ = event
         if name not in self.live:
             if len(self.live) == self.events.max_series:
                 self.bins["over_limit"] += 1
@@ -92,11 +92,7 @@ class Model:
         self.clock = max(self.clock, time)
         if self.every is not None:
             self.close(name, self.clock)
-            bin_ = self.merge(life, offset, time, values, metric)
-        elif life.last is None or time > life.last:
-            bin_ = self.push(name, time, offset, values, filled=False)
-        else:
-            bin_ = "duplicate" if time == life.last else "late"
+        bin_ = self.placed(name, offset, event, inside=self.inside(value))
         self.bins[bin_] += 1
         if bin_ not in {"late", "duplicate"} and (life.last is None or time > life.last):
             life.last = time
@@ -121,6 +117,8 @@ class Model:
             event = json.loads(value)
         except ValueError:
             return None
+        if self.events.when is not None and not isinstance(event.get("on"), bool):
+            return None
         time = round(event["time"] * S)
         too_far = time > round((stamp_s + self.events.ahead) * S)
         if self.events.kind == "narrow":
@@ -130,6 +128,21 @@ class Model:
         values = {f: event[name] for f, name in enumerate(self.names) if event.get(name) is not None}
         refused = self.events.missing == "reject" and len(values) < len(self.names)
         return None if too_far or refused else (event["series"], time, values, None)
+
+    def placed(
+        self, name: str, offset: int, event: tuple[str, int, dict[int, float], int | None], *, inside: bool
+    ) -> str:
+        life, (_, time, values, metric) = self.live[name], event
+        if not inside:
+            return "outside"
+        if self.every is not None:
+            return self.merge(life, offset, time, values, metric)
+        if life.last is None or time > life.last:
+            return self.push(name, time, offset, values, filled=False)
+        return "duplicate" if time == life.last else "late"
+
+    def inside(self, value: bytes | None) -> bool:
+        return self.events.when is None or bool(json.loads(value or b"")["on"])
 
     def merge(self, life: Life, offset: int, time: int, values: dict[int, float], metric: int | None) -> str:
         assert self.every is not None
@@ -270,12 +283,18 @@ def settings_of_streams(draw: st.DrawFn) -> Stream:
         max_bytes=MAX_BYTES,
         ahead="30s",
         labels=["site"],
+        when=draw(st.sampled_from([None, None, "on"])),
         rules=draw(
             st.fixed_dictionaries(
                 {
                     "for": st.integers(1, 2),
                     "recovery": st.integers(1, 3),
+                    "recovery_line": st.sampled_from([0.5, 1.0]),
+                    "recovery_for": st.sampled_from(["0s", "0s", "15s"]),
                     "refractory": st.sampled_from(["0s", "20s"]),
+                    "min_deviation": st.sampled_from([0.0, 0.0, 2.5, {"x": 1.5}]),
+                    "direction": st.sampled_from(["both", "both", "above", {"x": "below"}]),
+                    "critical": st.sampled_from([1.0, 2.0, 5.0]),
                 }
             )
         ),
@@ -284,6 +303,7 @@ def settings_of_streams(draw: st.DrawFn) -> Stream:
                 [
                     {"policy": "static", "value": 3.3},
                     {"policy": "ewma", "k": 4, "memory": "1m", "adapt_after": "30s"},
+                    {"policy": "quantile", "q": 0.9, "memory": "1m"},
                 ]
             )
         ),
@@ -301,6 +321,8 @@ def values_of_records(draw: st.DrawFn, settings: Stream, time: float) -> bytes |
     event: dict[str, Any] = {"series": draw(st.sampled_from("abcd")), "time": time}
     if kind == 2:
         event["note"] = "x" * MAX_BYTES
+    if settings.events.when is not None and kind != 3:
+        event["on"] = draw(st.sampled_from([True, True, False]))
     value = st.sampled_from([0, 1, 1, -1, 2, 3, 50])
     names = settings.feature_names
     if settings.events.kind == "narrow":

@@ -14,10 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.bus.sqlite import SqliteBroker
-from pipeline.config import Stream
-from pipeline.control import Champion, ControlLog, ControlView, Policy, policy_sha, send, settings_of
+from pipeline.config import AlertRules, Stream
+from pipeline.control import (
+    Champion,
+    ControlLog,
+    ControlView,
+    Decisions,
+    Expired,
+    Feedback,
+    Policy,
+    Record,
+    Silenced,
+    policy_sha,
+    send,
+    settings_of,
+)
 from pipeline.errors import NotFound
 from pipeline.records import RecordBatch, Send, TopicPartition, TopicSpec
+from pipeline.silences import Matchers, Silence
 
 AT = TopicPartition("test.control", 0)
 SAID: dict[str, Any] = {
@@ -39,22 +53,39 @@ def policy(made: Stream, predecessor: str | None = None, **more: Any) -> Policy:
     )
 
 
+def silenced(name: str = "a", stream: str = "pumps", mode: str = "freeze", **more: Any) -> Silenced:  # noqa: ANN401
+    """A silence of the year 2026, under an id made of ``name``."""
+    year = {"start": datetime(2026, 1, 1, tzinfo=UTC), "end": datetime(2027, 1, 1, tzinfo=UTC)}
+    silence = Silence.model_validate({"matchers": Matchers(stream=stream), "mode": mode, **year})
+    return Silenced(**{**SAID, "stream": stream, "id": name * 12, "silence": silence, **more})
+
+
+def expired(name: str = "a", **more: Any) -> Expired:  # noqa: ANN401
+    return Expired(**{**SAID, "stream": "pumps", "id": name * 12, **more})
+
+
+def said(verdict: str, alert: str = "1", series: str = "p1", stream: str = "pumps") -> Feedback:
+    return Feedback.model_validate(
+        {**SAID, "stream": stream, "alert": alert * 32, "series": series, "verdict": verdict}
+    )
+
+
 def sha(made: Stream) -> str:
     return policy_sha(settings_of(made))
 
 
-def batch(*records: Champion | Policy | bytes | None, first: int = 0) -> RecordBatch:
+def batch(*records: Record | bytes | None, first: int = 0) -> RecordBatch:
     """Records of the control topic from offset ``first`` on."""
-    values = [send(each, AT.topic).value if isinstance(each, Champion | Policy) else each for each in records]
+    values = [send(each, AT.topic).value if isinstance(each, Record) else each for each in records]
     return RecordBatch.of(AT, first, [(None, value, 0) for value in values])
 
 
-def taken(*records: Champion | Policy | bytes | None) -> tuple[ControlView, list[str]]:
+def taken(*records: Record | bytes | None) -> tuple[ControlView, list[str]]:
     view = ControlView()
     return view, view.take(batch(*records))
 
 
-def changed(record: Champion | Policy, **fields: Any) -> bytes:  # noqa: ANN401
+def changed(record: Record, **fields: Any) -> bytes:  # noqa: ANN401
     """The record as somebody else wrote it."""
     value = send(record, AT.topic).value
     return json.dumps(json.loads(value or b"") | fields).encode()
@@ -201,6 +232,13 @@ def test_a_policy_whose_hash_is_not_that_of_its_settings_is_void() -> None:
         changed(champion("b2", "b1"), urgent=True),
         changed(policy(SLOW), sha="short"),
         changed(policy(SLOW), settings=[]),
+        changed(champion("b2", "b1"), at="2026-03-01T12:00:00"),
+        changed(silenced(), id="a"),
+        changed(
+            silenced(), silence={"matchers": {}, "start": "2026-01-01T00:00Z", "end": "2026-01-01T00:00Z"}
+        ),
+        changed(said("ack"), verdict="maybe"),
+        changed(said("ack"), alert="last"),
     ],
 )
 def test_what_this_version_does_not_know_is_left_out_with_a_sentence(damaged: bytes | None) -> None:
@@ -245,16 +283,19 @@ RECORDS = st.one_of(
         st.sampled_from([None, sha(QUICK), sha(SLOW)]),
         stream=st.sampled_from(["pumps", "fans"]),
     ),
+    st.builds(
+        silenced, st.sampled_from("ab"), st.sampled_from(["pumps", "*"]), st.sampled_from(["mute", "freeze"])
+    ),
+    st.builds(expired, st.sampled_from("ab")),
+    st.builds(said, st.sampled_from(["ack", "confirm", "false alarm", "accept"]), st.sampled_from("12")),
     st.sampled_from([None, b"?"]),
 )
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(records=st.lists(RECORDS, max_size=12), cuts=st.lists(st.integers(0, 12), max_size=4))
-def test_the_view_is_one_in_any_batches(
-    records: Sequence[Champion | Policy | bytes | None], cuts: list[int]
-) -> None:
-    whole, said = taken(*records)
+def test_the_view_is_one_in_any_batches(records: Sequence[Record | bytes | None], cuts: list[int]) -> None:
+    whole, void = taken(*records)
 
     view, sentences, rest = ControlView(), [], batch(*records)
     for cut in [*sorted(cuts), len(records)]:
@@ -262,7 +303,134 @@ def test_the_view_is_one_in_any_batches(
         rest = rest.since(cut)
 
     assert view == whole
-    assert sentences == said
+    assert sentences == void
+
+
+def whole(view: ControlView, stream: str = "pumps") -> Decisions:
+    """All that was decided about a stream so far."""
+    return view.decisions(stream, view.decided(stream))
+
+
+class TestSilences:
+    def test_each_stands_as_it_was_made_until_it_is_ended(self) -> None:
+        late = datetime(2026, 4, 1, tzinfo=UTC)
+
+        view, void = taken(silenced("a"), silenced("b"), expired("b", at=late, who="otto"))
+
+        assert void == []
+        assert list(view.silences) == ["a" * 12, "b" * 12]
+        assert (view.silences["a" * 12].record, view.silences["a" * 12].expired_at) == (silenced("a"), None)
+        assert (view.silences["b" * 12].record, view.silences["b" * 12].expired_at) == (silenced("b"), late)
+
+    def test_a_second_of_one_id_is_void(self) -> None:
+        view, void = taken(silenced("a"), silenced("a", stream="fans"))
+
+        assert view.silences["a" * 12].record == silenced("a")
+        assert void == ["test.control[0] offset 1: the silence aaaaaaaaaaaa is void: there is one of this id"]
+
+    @pytest.mark.parametrize("before", [[], [silenced("a"), expired("a")]], ids=["unknown", "ended already"])
+    def test_an_end_of_none_is_void(self, before: list[Record]) -> None:
+        late = datetime(2026, 4, 1, tzinfo=UTC)
+
+        view, void = taken(*before, expired("a", at=late))
+
+        assert [each.expired_at for each in view.silences.values()] == [SAID["at"]] * bool(before)
+        assert len(void) == 1
+        assert (
+            "the end of the silence aaaaaaaaaaaa is void: there is no such silence that could end" in void[0]
+        )
+
+    # Rows are judged the same whether anybody is told.
+    def test_a_mute_decides_nothing_about_rows(self) -> None:
+        view, _ = taken(silenced("a", mode="mute"), expired("a"))
+
+        assert view.decided("pumps") == 0
+        assert whole(view) == Decisions()
+
+    def test_a_freeze_is_decided_about_every_stream_that_its_pattern_fits(self) -> None:
+        view, _ = taken(
+            silenced("a", stream="pump*"), silenced("b", stream="*"), silenced("c", stream="fans")
+        )
+
+        assert {stream: view.decided(stream) for stream in ("pumps", "pump-2", "fans", "doors")} == {
+            "pumps": 2, "pump-2": 2, "fans": 3, "doors": 2
+        }  # fmt: skip
+        ids = [each.record.id[0] for each in whole(view, "pumps").freezes]
+        assert ids == ["a", "b"]
+
+    # Re-reading asks what held then; a silence that was ended later had not been.
+    def test_what_was_decided_later_does_not_count(self) -> None:
+        view, _ = taken(silenced("a"), champion("b1"), expired("a"), silenced("b"))
+
+        assert view.decided("pumps") == 4
+        assert view.decisions("pumps", 0).freezes == ()
+        assert [each.expired_at for each in view.decisions("pumps", 1).freezes] == [None]
+        assert [each.expired_at for each in view.decisions("pumps", 3).freezes] == [SAID["at"]]
+        assert [each.expired_at for each in view.decisions("pumps", 4).freezes] == [SAID["at"], None]
+
+    # Who ends a silence need not know of which streams it was.
+    def test_an_end_is_decided_about_the_streams_of_its_silence(self) -> None:
+        view, _ = taken(silenced("a", stream="pump*"), expired("a", stream="*"))
+
+        assert [view.decided(stream) for stream in ("pumps", "fans")] == [2, 0]
+
+
+class TestFeedback:
+    def test_all_that_was_said_is_kept_in_order_with_its_offset(self) -> None:
+        records = [said("ack"), said("false alarm", "2"), said("confirm", "2")]
+
+        view, void = taken(*records)
+
+        assert void == []
+        assert view.feedback == list(enumerate(records))
+
+    def test_an_acknowledgement_decides_nothing_about_rows(self) -> None:
+        view, _ = taken(said("ack"))
+
+        assert view.decided("pumps") == 0
+
+    @pytest.mark.parametrize(
+        ("verdicts", "false_alarms"),
+        [
+            (["false alarm"], 1),
+            (["false alarm", "false alarm"], 1),
+            (["false alarm", "confirm"], 0),
+            (["confirm", "false alarm"], 1),
+            (["false alarm", "confirm", "false alarm"], 1),
+            (["false alarm", "ack"], 1),
+            (["false alarm", "accept"], 1),
+            (["confirm"], 0),
+        ],
+    )
+    def test_of_confirm_and_false_alarm_the_last_one_counts(
+        self, verdicts: list[str], false_alarms: int
+    ) -> None:
+        view, _ = taken(*[said(verdict) for verdict in verdicts])
+
+        assert whole(view).false_alarms == false_alarms
+
+    def test_false_alarms_are_counted_by_alert_and_stream(self) -> None:
+        view, _ = taken(
+            said("false alarm", "1"), said("false alarm", "2"), said("false alarm", "3", stream="fans")
+        )
+
+        assert [whole(view, stream).false_alarms for stream in ("pumps", "fans", "doors")] == [2, 1, 0]
+
+    def test_new_normals_stand_in_order_with_their_offsets(self) -> None:
+        view, _ = taken(
+            said("accept", series="p2"), said("ack"), said("accept", "2"), said("accept", series="p2")
+        )
+
+        assert whole(view).accepted == ((0, "p2"), (2, "p1"), (3, "p2"))
+        assert view.decisions("pumps", 1).accepted == ((0, "p2"),)
+
+    @pytest.mark.parametrize(("false_alarms", "raised"), [(0, 1.0), (1, 1.05), (3, 1.15), (11, 1.5)])
+    def test_each_false_alarm_raises_the_line_and_all_of_them_no_more_than_the_most(
+        self, false_alarms: int, raised: float
+    ) -> None:
+        rules = AlertRules(raise_by=0.05, raise_most=0.5)
+
+        assert Decisions(false_alarms=false_alarms).raised(rules) == pytest.approx(raised)
 
 
 class Topic:
@@ -272,7 +440,7 @@ class Topic:
         broker.admin().create([TopicSpec(AT.topic, 1)])
         self.broker, self.producer, self.said = broker, broker.producer(), list[str]()
 
-    def write(self, *records: Champion | Policy | bytes) -> None:
+    def write(self, *records: Record | bytes) -> None:
         self.producer.send(
             Send(AT.topic, None, each, partition=0) if isinstance(each, bytes) else send(each, AT.topic)
             for each in records

@@ -30,6 +30,7 @@ from pipeline.episodes import (
 )
 from pipeline.policy import judge_policy
 from pipeline.series import Layout
+from pipeline.thresholds import ACCEPTED
 
 LOW, HIGH = 0.5, 2.0
 STEADY = (LOW, LOW)
@@ -154,7 +155,7 @@ def test_what_is_accepted_is_over_and_teaches() -> None:
     accept(episodes.row)
 
     assert not episodes.frozen()
-    assert (episodes.row.episode, episodes.row.accepted) == (0, 1)
+    assert (episodes.row.episode, episodes.row.rows) == (0, ACCEPTED)
 
 
 def test_recovery_counts_rows_in_a_row_whose_own_error_is_below() -> None:

@@ -67,7 +67,7 @@ def test_what_came_into_force_is_written_as_it_always_was() -> None:
     assert (made.topic, made.partition, made.key) == (TOPIC, 4, None)
     assert made.value == (
         b'{"kind":"in_force","schema_version":1,"topic_id":"t1","next_offset":12,"control_offset":5,'
-        b'"bundle_sha":"b1","policy_sha":"p1","partitions":[1,3],"rebuilt_from":null}'
+        b'"bundle_sha":"b1","policy_sha":"p1","decided":0,"partitions":[1,3],"rebuilt_from":null}'
     )
 
 
@@ -77,7 +77,7 @@ def test_alert_changes_are_written_as_they_always_were() -> None:
     assert made.value == (
         b'{"kind":"alerts","schema_version":1,"through":9,"changes":[{"id":"i1","revision":1,'
         b'"alert":"anomaly","state":"firing","series":"pump i1","labels":{"site":"north"},'
-        b'"started_ns":1700000000000000001,"at_ns":1700000000000000007,"offset":7,"judged":true}]}'
+        b'"started_ns":1700000000000000001,"at_ns":1700000000000000007,"offset":7,"severity":"warning","judged":true}]}'
     )
 
 

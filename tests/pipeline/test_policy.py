@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from feeding import S, stream
 
 from pipeline.policy import ALWAYS, AlignPolicy, JudgePolicy, align_policy, deviations, judge_policy
@@ -86,7 +87,7 @@ def explained(*apart: list[list[float]]) -> Explanation:
 def test_the_row_and_feature_that_contribute_most_must_deviate_enough() -> None:
     asked = deviations(stream(features=["x", "y"], rules={"min_deviation": {"y": 5.0}, "direction": "above"}))
 
-    counted = asked.count(
+    counted = asked.enough(
         explained(
             [[0.0, 4.0], [0.0, 4.0]],  # y, too little
             [[0.0, 0.0], [0.0, 5.0]],

@@ -214,7 +214,7 @@ def uninterrupted(story: Story) -> Answer:
         detector, scorer = detectors[decision.policy], MODELS.get(decision.bundle or "")
         change = story.in_force(decision, number)
         decisions = view.decisions(STREAM, change.decided)
-        answer.state, outputs = adopt(detector, answer.state, PARTITION, change, scorer, decisions)
+        answer.state, outputs = adopt(detector, answer.state, PARTITION, change, scorer, decisions=decisions)
         answer.take(outputs)
         later = story.decisions[number + 1 : number + 2]
         end = 2 * later[0].row if later else records.next_offset

@@ -317,13 +317,13 @@ class TestTheRollingChecksum:
 
 class TestBytes:
     def test_no_field_leaves_bytes_between_or_hides_behind_a_name_of_numpys(self) -> None:
-        for array in Layout(2, 1, 2, 2, "").arrays(1):
+        for array in Layout(2, 1, 2, 2, 2, "").arrays(1):
             fields = array.dtype.fields
             if fields is not None:
                 assert sum(kind.itemsize for kind, *_ in fields.values()) == array.dtype.itemsize
                 assert [name for name in fields if hasattr(np.void, name)] == []
 
-    def test_one_row_of_schema_version_2_to_the_byte(self) -> None:
+    def test_one_row_of_schema_version_3_to_the_byte(self) -> None:
         """If this fails, the format has changed: raise SCHEMA_VERSION, or stored state is misread."""
         feed = Feed(stream(every="10s", late="0s", features=["x", "y"], labels=["site"]), scorer=None)
         feed.send(
@@ -335,18 +335,18 @@ class TestBytes:
 
         packed = feed.state.pack(whole=True)
 
-        assert SCHEMA_VERSION == 2
+        assert SCHEMA_VERSION == 3
         assert packed.series == [b"a\x1fnorth"]
         assert msgspec.json.decode(packed.header) == {
-            "schema_version": 2,
-            "layout": "5a61e9ebdcb81019",
+            "schema_version": 3,
+            "layout": "f6fa169d0bfd7b2c",
             "topic_id": "topic-1",
             "next_offset": 3,
             "clock_ns": 1_000_000_012_000_000_000,
             "bundle_id": None,
             "in_force": None,
             "journal_offset": 0,
-            "bins": [0, 0, 1, 0, 1, 0, 0, 1, 0, 0],
+            "bins": [0, 0, 1, 0, 1, 0, 0, 1, 0, 0, 0],
             "attributes": [0, 0],
             "letters_second": 1_000_000_012,
             "letters_count": 1,
@@ -358,7 +358,9 @@ class TestBytes:
                 times_s(1_000_000_020, 1_000_000_012, 1_000_000_000),  # due, newest reading, newest row
                 integers(0),  # offset
                 bytes(8 * 6),  # moments and the row they were last moved by: no model has judged yet
-                integers(NEVER, 0, NEVER, 0),  # above since, episode's start, quiet until, silent since
+                integers(
+                    NEVER, 0, NEVER, NEVER, 0
+                ),  # above since, episode's start, calm since, quiet until, silent since
                 bytes(8 + 4 + 4),  # peak, run, revision
                 floats(1.5, -2.0),  # raw
                 times_s(1_000_000_000, 1_000_000_000),  # when they were observed

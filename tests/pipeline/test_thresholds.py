@@ -125,7 +125,9 @@ class TestQuantiles:
 
     policy = a_policy(policy="quantile", q=0.9, margin=2, memory="0s")
 
-    def learned(self, errors: Sequence[float], mean: float = 1.0, sd: float = 0.1, rows: float = 1.0) -> float:
+    def learned(
+        self, errors: Sequence[float], mean: float = 1.0, sd: float = 0.1, rows: float = 1.0
+    ) -> float:
         """The line over ``errors``."""
         arrays = Layout(2, 1, 0, 1, 2 * BINS, "").arrays(1)
         row, sketch = arrays.rows[0], arrays.sketch[0]
@@ -144,7 +146,9 @@ class TestQuantiles:
     @settings(deadline=None, derandomize=True, max_examples=50 if COMPILED else 5)
     def test_it_is_the_quantile_of_what_was_learned_within_a_bin(self, errors: list[float]) -> None:
         ordered = np.sort(errors)
-        low, high = (ordered[int(at * len(errors))] for at in (0.9 - 2 / len(errors), 0.9 + 0.9 / len(errors)))
+        low, high = (
+            ordered[int(at * len(errors))] for at in (0.9 - 2 / len(errors), 0.9 + 0.9 / len(errors))
+        )
         tolerance = 1.16
 
         found = self.learned(errors, rows=1e-9) / 2
@@ -165,7 +169,7 @@ def test_an_accepted_row_is_what_is_normal_from_then_on() -> None:
 
     start_again(row, NO_SKETCH, np.array([1.0, 0.1, 2.0, 0.4, 1_000.0]), 5.0, 8.0, a_policy())
 
-    assert (row.error_mean, row.last_mean, row.accepted) == (5.0, 8.0, 0)
+    assert (row.error_mean, row.last_mean, row.rows) == (5.0, 8.0, 32)
     assert row.error_variance == pytest.approx(0.5**2)
     assert row.last_variance == pytest.approx(1.6**2)
 

@@ -21,7 +21,7 @@ from pipeline.bus.kafka_link import Link, Topics
 from pipeline.bus.kafka_rebalance import Assignor, Notes, Unread
 from pipeline.bus.kafka_records import joined
 from pipeline.bus.kafka_transactions import Transactions, Watchdog
-from pipeline.errors import BusDown, BusError, Refused
+from pipeline.errors import BusDown, BusError, NotFound, Refused
 from pipeline.records import Assigned, Polled, RecordBatch, Send, Token, TopicPartition
 
 COMMITTED_TIMEOUT_MS = 300
@@ -346,7 +346,8 @@ class KafkaBus:
                 self._waiting.remove(partition)
                 self._waiting.append(partition)
                 committed[partition] = self._committed(partition)
-        asked = [KafkaPartition(*p) for p in committed if self._topic_id(p) is not None]
+        now = {topic for topic in {p.topic for p in committed} if self._is_as_known(topic)}
+        asked = [KafkaPartition(*p) for p in committed if p.topic in now]
         if not asked:
             return ()
         try:
@@ -371,6 +372,21 @@ class KafkaBus:
         self._consumer._coordinator._offset_fetch_futures.pop(frozenset([asked]), None)  # noqa: SLF001
         offset: int | None = self._consumer.committed(asked, timeout_ms=COMMITTED_TIMEOUT_MS)
         return offset
+
+    def _is_as_known(self, topic: str) -> bool:
+        """Whether the client knows the topic that is there.
+
+        Its metadata are up to ten seconds old: records of a topic that was made again would be read and
+        committed as those of the one that was deleted, and once more when the client has noticed.
+        """
+        try:
+            topic_id = str(self._topics.describe(topic)["topic_id"])
+        except NotFound:
+            return False
+        known = str(self._consumer._cluster.topic_id(topic))  # noqa: SLF001 - no public way
+        if known != topic_id:
+            self._consumer._cluster.request_update()  # noqa: SLF001 - no public way
+        return known == topic_id
 
     def _topic_id(self, partition: TopicPartition) -> str | None:
         found = self._consumer._cluster.topic_id(partition.topic)  # noqa: SLF001 - no public way

@@ -168,7 +168,11 @@ class Reference:
         self._before = Counter(map(_change, given_up.besides.changes))
         first = self.past.at(first_offset)
         if first is None:
-            raise AssertionError(f"{self.partition}: the journal does not say what was in force at first")
+            entries, _ = journal.entries(number)
+            said = [each for each in entries if isinstance(each, InForce)]
+            raise AssertionError(
+                f"{self.partition}: the journal does not say what was in force at first for {bounds}: {said}"
+            )
         self.state = self._detector(first).fresh(bounds.topic_id, first_offset)
         self._settle()
         for batch in stretch(reader, self.partition, first_offset, bounds.end_offset, READ_RECORDS):

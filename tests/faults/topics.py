@@ -23,6 +23,7 @@ from .check import Anew, GivenUp, Verdict, judge, left
 from .load import STREAM
 from .place import DEADLINE_S, Grounds, Place, Run, place_at, running
 from .seam import Fault, Outcome, judged
+from .valkey import wait_until_stored
 from .words import Orders
 
 HALF = load.SERIES * load.ROWS // 2
@@ -54,6 +55,8 @@ class Grown:
                 place.sends = islice(load.sends(place.topic, MORE_PARTITIONS), HALF, None)
                 place.feed()
                 run.follow(lambda: run.position >= place.records)
+                # A partition on its way from one to the other while both end is stored by neither.
+                wait_until_stored(place, MORE_PARTITIONS)
                 run.end(*live)
             verdict = judged(place, run)
         return Outcome(self, grounds.bus, verdict)

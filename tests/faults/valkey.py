@@ -298,11 +298,11 @@ def told(run: Run, worker: Worker, text: str, *, waits: bool) -> None:
         must(any(STORE_DOWN.search(notice) for notice in run.notices), "a notice said what is wrong")
 
 
-def stored(place: Place, url: str) -> dict[int, int]:
+def stored(place: Place, url: str, partitions: int = load.PARTITIONS) -> dict[int, int]:
     """The offsets of the states that a server has. Raises StoreDown where it cannot tell."""
     with closing(connect_state(url)) as opened:
         store = opened.store(namespace=place.namespace, stream=STREAM)
-        found = {n: store.peek(TopicPartition(place.topic, n)) for n in range(load.PARTITIONS)}
+        found = {n: store.peek(TopicPartition(place.topic, n)) for n in range(partitions)}
     return {n: claim.next_offset for n, claim in found.items() if claim and claim.next_offset is not None}
 
 
@@ -319,9 +319,10 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(LOOK_S)
 
 
-def wait_until_stored(place: Place) -> None:
+def wait_until_stored(place: Place, partitions: int = load.PARTITIONS) -> None:
     """Return once all that is committed is stored."""
-    wait_until(lambda: stored(place, place.settings.state) == place.committed(), "all states are stored")
+    state = place.settings.state
+    wait_until(lambda: stored(place, state, partitions) == place.committed(), "all states are stored")
 
 
 def must(holds: bool, what: str) -> None:  # noqa: FBT001 - it stands where assert would

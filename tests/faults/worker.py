@@ -40,7 +40,8 @@ from .words import Became, Claimed, Committed, Noticed, Orders, Point, Reached, 
 
 STREAM = "machines"
 MAX_RECORDS = 200
-LEASE_S = 1.0
+LEASE_S = 2.5
+"""Longer than a call to a store that hangs: a worker that waits for one stays the owner."""
 TICK_S = 1.3
 """A poll takes so long on the worker's clock: four to a checkpoint, and some twenty to a snapshot."""
 IDLE_POLLS = 4

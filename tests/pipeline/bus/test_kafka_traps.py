@@ -714,6 +714,22 @@ def test_another_topic_id_is_enough_to_be_announced_again(log: Log) -> None:
     turn_until(lambda: member.lost == 1 and member.assigned, member)
 
 
+# What the client knows of a topic is up to ten seconds old: a new topic's records would be the old one's.
+def test_a_topic_is_announced_under_the_id_that_it_has_now(log: Log) -> None:
+    topic = log.topic()
+    member = member_of(log, group(), topic)
+    member.joined()
+    partition, bus, stale = TopicPartition(topic, 0), kafka_bus(member), uuid.uuid4()
+    real = member.assigned.pop(partition).topic_id
+    bus._consumer._cluster._topic_ids[topic] = stale
+    bus._owned[partition].topic_id = str(stale)
+    bus._start_again()
+
+    turn_until(lambda: member.assigned, member)
+
+    assert member.assigned[partition].topic_id == real
+
+
 # A poll that fails after the client moved on must not skip what was dropped with it.
 def test_records_behind_a_failing_poll_come_again(log: Log) -> None:
     topic, name = log.topic(), group()

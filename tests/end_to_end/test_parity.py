@@ -230,7 +230,7 @@ def sites(
 
 
 def run(site: Site, bundles: tuple[str, str], workers: int, *, faults: bool) -> None:
-    """A stream's life: two bundles, two policies, feedback, a freeze; where asked for, kills and a lost Redis."""
+    """A stream's life: two bundles, two policies, feedback, a freeze; where asked for, faults."""
     for slot in range(workers):
         site.start(slot)
     site.produce(3)

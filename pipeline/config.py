@@ -277,15 +277,15 @@ class AlertRules(Section):
     direction: dict[Name, Direction] | Direction = Field(
         "both", description="for all features or by name: only values `above` or `below` what was expected"
     )
-    recovery: int = Field(8, ge=1, le=10_000, description="rows in a row below the line before it resolves")
+    recovery: int = Field(32, ge=1, le=10_000, description="rows in a row below the line before it resolves")
     recovery_line: float = Field(1.0, gt=0, le=1, description="the score that these rows stay below")
     recovery_for: Duration = Field(0.0, description="how long these rows last at least")
     refractory: Duration = Field(0.0, description="no new alert of a series for so long after one resolved")
     critical: float = Field(2.0, ge=1, description="an alert whose score reaches this is critical")
     raise_by: float = Field(
-        0.05, ge=0, le=1, description="each alert that was called a false alarm raises the line by this share"
+        0.02, ge=0, le=1, description="each alert that was called a false alarm raises the line by this share"
     )
-    raise_most: float = Field(0.5, ge=0, le=10, description="and all of them together by no more than this")
+    raise_most: float = Field(0.2, ge=0, le=10, description="and all of them together by no more than this")
 
 
 class Training(Section):

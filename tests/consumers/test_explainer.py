@@ -77,7 +77,14 @@ class Live:
 
 # A story in which people decide, told with and without a grid
 
-RULES_OF_ALERTS = {"for": 2, "recovery": 2, "refractory": "20s", "min_deviation": 4.5, "raise_by": 0.2}
+RULES_OF_ALERTS = {
+    "for": 2,
+    "recovery": 2,
+    "refractory": "20s",
+    "min_deviation": 4.5,
+    "raise_by": 0.2,
+    "raise_most": 0.5,
+}
 WATCHED: dict[str, Any] = {
     "events": {"features": ["x"], "silent_after": "60s", "forget_after": "200s"},
     "threshold": {"k": 5, "memory": "5m"},

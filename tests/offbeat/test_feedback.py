@@ -54,7 +54,7 @@ class TestWhatIsSaid:
             (["confirm", "2"], "is confirmed: the line of stream sensors is as its policy has it"),
             (
                 ["false-alarm", "2"],
-                "is called a false alarm: the line of stream sensors is now 5 % higher (at most 50 %)",
+                "is called a false alarm: the line of stream sensors is now 2 % higher (at most 20 %)",
             ),
             (
                 ["accept", "3"],
@@ -78,7 +78,7 @@ class TestWhatIsSaid:
 
         assert [line.partition(" ")[0] for line in told] == [ident(1), ident(2), ident(3)]
         assert [line.rpartition("now ")[2] for line in told] == [
-            "5 % higher (at most 50 %)", "10 % higher (at most 50 %)", "15 % higher (at most 50 %)"
+            "2 % higher (at most 20 %)", "4 % higher (at most 20 %)", "6 % higher (at most 20 %)"
         ]  # fmt: skip
 
     # A false alarm more or less must not make a stream deaf.
@@ -89,7 +89,7 @@ class TestWhatIsSaid:
 
         said = alerted.json("alerts", "false-alarm", "2", "3", "4")
 
-        assert before["rise"] == {"share": 0.05, "most": 0.5}
+        assert before["rise"] == {"share": 0.02, "most": 0.2}
         assert [each["rise"] for each in said] == [{"share": 0.05, "most": 0.05}] * 3
         assert "now 5 % higher (at most 5 %)" in alerted.ok("alerts", "false-alarm", "4")
 
@@ -98,7 +98,7 @@ class TestWhatIsSaid:
 
         told = alerted.ok("alerts", "confirm", "1")
 
-        assert "the line of stream sensors is 5 % higher (at most 50 %)" in told
+        assert "the line of stream sensors is 2 % higher (at most 20 %)" in told
 
 
 class TestMistakes:
@@ -190,7 +190,7 @@ class TestSummary:
 
         counts = dict.fromkeys(("critical", "silenced", "acked", "confirmed", "false_alarms", "accepted"), 0)
         assert found == [
-            {"stream": "gone", "alerts": 1, "open": 1, **counts, "rise": {"share": 0.0, "most": 0.5}},
+            {"stream": "gone", "alerts": 1, "open": 1, **counts, "rise": {"share": 0.0, "most": 0.2}},
             {
                 "stream": "sensors",
                 "alerts": 5,
@@ -201,7 +201,7 @@ class TestSummary:
                 "confirmed": 1,
                 "false_alarms": 1,
                 "accepted": 1,
-                "rise": {"share": 0.05, "most": 0.5},
+                "rise": {"share": 0.02, "most": 0.2},
             },
         ]
         assert alerted.json("alerts", "summary", "--stream", "gone") == found[:1]
@@ -216,7 +216,7 @@ class TestSummary:
             "acked", "confirmed", "false alarms", "accepted", "line",
         ]  # fmt: skip
         assert row.split(maxsplit=9) == [
-            "sensors", "5", "4", "1", "0", "0", "0", "2", "0", "10 % higher (at most 50 %)"
+            "sensors", "5", "4", "1", "0", "0", "0", "2", "0", "4 % higher (at most 20 %)"
         ]  # fmt: skip
 
     # The alerts of long ago are gone from their topic, and their false alarms still raise the line.

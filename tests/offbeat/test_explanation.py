@@ -196,7 +196,7 @@ def test_another_time_than_asked_for_and_a_silent_series_are_told_around_the_ver
         ({}, "ewma: mean 0.2 + 5 x sd 0.04, from 1,200 rows"),
         (
             {"policy": {"policy": "quantile"}, "quantile": 0.25, "raised": 1.1, "false_alarms": 2},
-            "quantile: 1.5 x the 0.99 quantile 0.25, from 1,200 rows, times 1.1 for 2 false alarms",
+            "quantile: 1.25 x the 0.99 quantile 0.25, from 1,200 rows, times 1.1 for 2 false alarms",
         ),
         ({"policy": {"policy": "static", "value": 0.4}, "rows": None}, "static: 0.4"),
     ],

@@ -325,7 +325,7 @@ class TestMorePartitions:
         assert [(each.series, each.revision, each.reason) for each in outputs.alerts] == [(MOVES, 2, "moved")]
         assert outputs.alerts[0].id == work.alerts[0].id
         assert (list(work.state.index), work.state.live) == ([STAYS], 1)
-        work.keyed(reading(STAYS, 2), *(reading(STAYS, t) for t in range(3, 12)))
+        work.keyed(reading(STAYS, 2), *(reading(STAYS, t) for t in range(3, 36)))
         assert work.ended[3:] == [(STAYS, "anomaly", 2, "recovered")]
 
     def test_what_moves_is_never_silent_afterwards(self) -> None:
@@ -457,7 +457,7 @@ class TestAStateThatWasRebuilt:
         outputs = reconcile(work.detector, work.state, PARTITION, published(work.alerts))
 
         assert (outputs.alerts, outputs.changes) == ([], [])
-        work.send(*(reading("a", t) for t in range(31, 42)))
+        work.send(*(reading("a", t) for t in range(31, 66)))
         assert sorted(each[1:] for each in work.ended[2:]) == [
             ("anomaly", 2, "recovered"),
             ("silent", 2, "recovered"),

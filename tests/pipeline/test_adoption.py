@@ -451,13 +451,13 @@ class TestAStateThatWasRebuilt:
         ]
 
     def test_open_alerts_that_it_knows_go_on(self) -> None:
-        work = Work(stream(silent_after="20s"))
+        work = Work(stream(silent_after="20s", rules={"recovery": 8}))
         work.send(reading("a", 0), reading("a", 1, ODD), reading("b", 30))
 
         outputs = reconcile(work.detector, work.state, PARTITION, published(work.alerts))
 
         assert (outputs.alerts, outputs.changes) == ([], [])
-        work.send(*(reading("a", t) for t in range(31, 66)))
+        work.send(*(reading("a", t) for t in range(31, 42)))
         assert sorted(each[1:] for each in work.ended[2:]) == [
             ("anomaly", 2, "recovered"),
             ("silent", 2, "recovered"),

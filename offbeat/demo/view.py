@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -269,8 +270,8 @@ def _accounting(scene: Scene) -> RenderableType:
     for justify in ("left", "right", "left", "right"):
         table.add_column(justify=justify)
     bins = [(name.replace("_", " "), f"{count:,}") for name, count in scene.bins.items()]
-    half = len(bins) // 2
-    for left, right in zip(bins[:half], bins[half:], strict=True):
+    half = (len(bins) + 1) // 2
+    for left, right in zip_longest(bins[:half], bins[half:], fillvalue=("", "")):
         table.add_row(*left, *right)
     total = sum(scene.bins.values())
     equal = "=" if total == scene.records_read == scene.sent else "is not"

@@ -9,15 +9,19 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
+from io import StringIO
 from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from offbeat.demo import settings
-from offbeat.demo.view import PHASES
+from offbeat.demo.scene import Scene
+from offbeat.demo.view import PHASES, _accounting
 from pipeline import config
 from pipeline.accounting import Bin
+from pipeline.status import Status
 from producers import host
 
 COMMAND = [str(Path(sys.executable).with_name("offbeat")), "demo", "--seconds", "20", "--json"]
@@ -136,3 +140,15 @@ def test_its_settings_are_a_configuration_without_what_the_machine_does_not_give
     assert whole.stream("host").topic == "demo-1.host"
     assert less.stream("host").feature_names == ("cpu", "cpu_max")
     assert set(whole.stream("host").feature_names) < {feature.name for feature in host.FEATURES}
+
+
+def test_the_summary_shows_every_bin() -> None:
+    console = Console(width=100, file=StringIO())
+    scene = Scene(())
+    scene.status = Status("live", "live", bins=dict.fromkeys((name.name.lower() for name in Bin), 7))
+
+    console.print(_accounting(scene))
+
+    assert isinstance(console.file, StringIO)
+    shown = console.file.getvalue()
+    assert all(name.name.lower().replace("_", " ") in shown for name in Bin)

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from math import isfinite
 
 from consumers.tracer import Episode, Judgement, Line, SilenceAt, Trace
-from offbeat.show import measured, number
 from pipeline.config import Ewma, Quantile, Static
+from pipeline.figures import measured, number
 
 
 def when(time: datetime) -> str:

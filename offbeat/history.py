@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import SeriesRows
-from pipeline.alerts import nanoseconds, timestamp
 from pipeline.control import Standing
 from pipeline.detect import Detector, Rows
+from pipeline.freezes import frozen_rows
 from pipeline.ports import Reader
 from pipeline.reading import stretch
 from pipeline.readings import Decoder
 from pipeline.records import Bounds, RecordBatch, TopicPartition
 from pipeline.series import PartitionState
+from pipeline.silences import Matchers
 from producers.files import Event
 
 Int64s = NDArray[np.int64]
@@ -152,7 +153,8 @@ class _Thawed:
             yield self._thaw(rows) if self._freezes and len(rows.slot) else rows
 
     def _thaw(self, rows: Rows) -> Rows:
-        frozen, slot = self._frozen(rows), rows.slot
+        slot = rows.slot
+        frozen = frozen_rows(self._freezes, slot, rows.time_ns, self._covers)
         self._after = np.concatenate([self._after, np.zeros(len(self._state.names) - len(self._after), bool)])
         order = np.argsort(slot, kind="stable")
         first = np.diff(slot[order], prepend=-1) != 0
@@ -165,21 +167,10 @@ class _Thawed:
         kept = ~frozen
         return Rows(slot[kept], rows.time_ns[kept], fresh[kept], rows.values[kept])
 
-    def _frozen(self, rows: Rows) -> NDArray[np.bool_]:
-        frozen = np.zeros(len(rows.slot), bool)
-        first, last = timestamp(int(rows.time_ns.min())), timestamp(int(rows.time_ns.max()))
-        slots = np.unique(rows.slot).tolist()
-        for freeze in self._freezes:
-            spans = freeze.spans(first, last)
-            covered = np.isin(rows.slot, [slot for slot in slots if spans and self._covers(freeze, slot)])
-            for start, end in spans:
-                frozen |= covered & (rows.time_ns >= nanoseconds(start)) & (rows.time_ns < nanoseconds(end))
-        return frozen
-
-    def _covers(self, freeze: Standing, slot: int) -> bool:
+    def _covers(self, matchers: Matchers, slot: int) -> bool:
         series = self._state.names[slot] or ""
         labels = {} if self._labels is None else self._labels.found.get(series, {})
-        return freeze.record.silence.matchers.cover(self._detector.name, series, labels)
+        return matchers.cover(self._detector.name, series, labels)
 
 
 class _Labels:

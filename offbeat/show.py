@@ -6,22 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.alerts import Alert, FeatureEvidence
 from pipeline.control import Feedback, Standing
+from pipeline.figures import measured
 from pipeline.silences import Span
 
 _BARS = "▁▂▃▄▅▆▇█"
-
-
-def number(value: float) -> str:
-    """A value with the digits that matter, thousands apart."""
-    size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
-
-
-def measured(value: float, unit: str) -> str:
-    """A value with its unit."""
-    return f"{number(value)} {unit}".rstrip()
 
 
 def sparkline(values: Sequence[float], low: float, high: float) -> str:

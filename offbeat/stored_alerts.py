@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from pipeline.alerts import Alert
 from pipeline.errors import NotFound
+from pipeline.notifications import published
 from pipeline.ports import Reader
 from pipeline.records import TopicPartition
 
@@ -107,12 +106,6 @@ class StoredAlerts:
 
     def _read(self, number: int, offset: int, timeout_s: float) -> tuple[int, list[Alert]]:
         batch = self._reader.read(TopicPartition(self._topic, number), offset, _READ_RECORDS, timeout_s)
-        alerts = []
-        self.unreadable += batch.damaged
-        for row in range(len(batch)):
-            value = batch.value(row)
-            try:
-                alerts.append(Alert.model_validate_json(value or b""))
-            except ValidationError:
-                self.unreadable += 1
-        return batch.next_offset, alerts
+        found, unreadable = published(batch, Alert)
+        self.unreadable += unreadable
+        return batch.next_offset, [alert for _, alert in found]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.notifications import Member, Notification, measured, number
+from pipeline.figures import measured, number
+from pipeline.notifications import Member, Notification
 
 _SHOWN = 10
 

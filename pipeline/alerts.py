@@ -151,21 +151,45 @@ class Alert(_Record):
 
     def send(self, topic: str) -> Send:
         """The record to publish, with CloudEvents 1.0 attributes in its headers."""
-        headers = {
-            "ce_specversion": "1.0",
-            "ce_id": f"{self.id}.{self.revision}",
-            "ce_type": f"offbeat.alert.{self.state}",
-            "ce_source": f"/{self.namespace}/{self.stream}",
-            "ce_subject": self.series,
-            "ce_time": self.at.isoformat(),
-            "content-type": "application/json",
-        }
-        return Send(
+        return cloud_event(
+            self,
             topic,
-            self.id.encode(),
-            self.model_dump_json().encode(),
-            tuple((name, value.encode()) for name, value in headers.items()),
+            id=self.id,
+            revision=self.revision,
+            type=f"alert.{self.state}",
+            source=f"/{self.namespace}/{self.stream}",
+            subject=self.series,
+            at=self.at,
         )
+
+
+def cloud_event(
+    record: BaseModel,
+    topic: str,
+    *,
+    id: str,  # noqa: A002 - the names of CloudEvents
+    revision: int,
+    type: str,  # noqa: A002
+    source: str,
+    subject: str,
+    at: datetime,
+) -> Send:
+    """A record as JSON under the key ``id``, with CloudEvents 1.0 attributes in its headers."""
+    headers = {
+        "ce_specversion": "1.0",
+        "ce_id": f"{id}.{revision}",
+        "ce_type": f"offbeat.{type}",
+        "ce_source": source,
+        "ce_subject": subject,
+        "ce_time": at.isoformat(),
+        "content-type": "application/json",
+    }
+    return Send(
+        topic,
+        id.encode(),
+        record.model_dump_json().encode(),
+        tuple((name, value.encode()) for name, value in headers.items()),
+    )
 
 
 def alert_id(namespace: str, stream: str, series: str, kind: str, start_ns: int) -> str:

@@ -22,13 +22,12 @@ from pipeline.alerts import (
     Reason,
     Transition,
     alert_id,
-    nanoseconds,
     severity,
-    timestamp,
 )
 from pipeline.align import BEGUN, FILL, Columns, Items, Table, has_room, sweep, take
 from pipeline.config import Stream
 from pipeline.episodes import FIRED, NOTHING, RESOLVED, WORSENED
+from pipeline.freezes import frozen_rows
 from pipeline.judge import IS_GONE, JUDGE, SILENCE, UNKNOWN, Verdicts, judge
 from pipeline.policy import align_policy, deviations, judge_policy
 from pipeline.ports import Errors, Float32s, Float64s, Int32s, Scorer, Windows
@@ -226,9 +225,15 @@ class Detector:
         state, errors = piece.state, piece.errors
         items, out = self._items, self._verdicts
         self._impose(piece)
-        self._silence(piece)
+        n = int(items.size[0])
+        out.silenced[:n] = frozen_rows(
+            state.decisions.freezes,
+            items.slot[:n],
+            items.time_ns[:n],
+            lambda matchers, slot: self._covers(matchers, state, slot),
+        )
         deviates = np.full(len(errors.window), UNKNOWN if self._judge.asks_deviation else 1, np.int8)
-        at, end = 0, int(items.size[0])
+        at = 0
         while True:
             at = judge(
                 state.rows,
@@ -244,10 +249,9 @@ class Detector:
                 out,
                 at,
             )
-            if at == end:
+            if at == n:
                 break
             self._deviate(piece, at, deviates)
-        n = int(items.size[0])
         judged = np.flatnonzero(items.window[:n] >= 0)
         if len(judged):
             outputs.scores.append(
@@ -277,25 +281,6 @@ class Detector:
             windows = piece.windows
             some = Windows(windows.tail[chosen], windows.anchor[chosen], windows.model[chosen])
             deviates[chosen] = self._deviations.enough(piece.scorer.explain(some))
-
-    def _silence(self, piece: _Piece) -> None:
-        """Set down which rows teach nothing because somebody said so."""
-        state, items, out = piece.state, self._items, self._verdicts
-        n = int(items.size[0])
-        out.silenced[:n] = False
-        if not state.decisions.freezes or not n:
-            return
-        slots, time_ns = items.slot[:n], items.time_ns[:n]
-        first, last = timestamp(int(time_ns.min())), timestamp(int(time_ns.max()))
-        for freeze in state.decisions.freezes:
-            matchers, spans = freeze.record.silence.matchers, freeze.spans(first, last)
-            covered = [
-                slot for slot in np.unique(slots).tolist() if spans and self._covers(matchers, state, slot)
-            ]
-            rows = np.isin(slots, covered)
-            for start, end in spans if covered else ():
-                inside = (time_ns >= nanoseconds(start)) & (time_ns < nanoseconds(end))
-                out.silenced[:n] |= rows & inside
 
     def _covers(self, matchers: Matchers, state: PartitionState, slot: int) -> bool:
         labels = dict(zip(self.stream.events.labels, state.labels[slot], strict=False))

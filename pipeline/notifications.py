@@ -9,7 +9,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.alerts import Alert, Reason, Severity, State
+from pipeline.alerts import Alert, Reason, Severity, State, cloud_event
+from pipeline.figures import measured, number
 from pipeline.records import RecordBatch, Send
 
 MOST_SHOWN = 50
@@ -127,20 +128,15 @@ class Notification(_Record):
 
     def send(self, topic: str) -> Send:
         """The record to publish, with CloudEvents 1.0 attributes in its headers."""
-        headers = {
-            "ce_specversion": "1.0",
-            "ce_id": f"{self.id}.{self.sequence}",
-            "ce_type": f"offbeat.incident.{self.event}",
-            "ce_source": f"/{self.namespace}/{self.stream}",
-            "ce_subject": self.kind,
-            "ce_time": self.at.isoformat(),
-            "content-type": "application/json",
-        }
-        return Send(
+        return cloud_event(
+            self,
             topic,
-            self.id.encode(),
-            self.model_dump_json().encode(),
-            tuple((name, value.encode()) for name, value in headers.items()),
+            id=self.id,
+            revision=self.sequence,
+            type=f"incident.{self.event}",
+            source=f"/{self.namespace}/{self.stream}",
+            subject=self.kind,
+            at=self.at,
         )
 
 
@@ -199,16 +195,6 @@ def stream_title(stream: str, event: Event, since: datetime) -> str:
     return (
         f"{'still ' * (event == 'repeated')}no record of {stream} since {moment}: the whole stream is silent"
     )
-
-
-def number(value: float) -> str:
-    """A value with the digits that matter, thousands apart."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def measured(value: float, unit: str) -> str:
-    """A value with its unit."""
-    return f"{number(value)} {unit}".rstrip()
 
 
 _Published = TypeVar("_Published", Alert, Notification)

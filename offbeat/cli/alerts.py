@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offbeat.cli import feedback
-from offbeat.cli.columns import print_columns
+from offbeat.cli.columns import print_columns, print_features
 from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, load_config, print_json
 from offbeat.cli.stopping import stopping
 from offbeat.cli.stored import stored_alerts
@@ -165,7 +165,7 @@ def _print(alert: Alert, *, json: bool) -> None:
 def _show(
     revisions: Sequence[Alert], said: Sequence[Feedback], silences: Sequence[tuple[Standing, Span]]
 ) -> None:
-    from offbeat.show import facts, measured, picture
+    from offbeat.show import facts
 
     for name, text in facts(revisions, said, silences):
         typer.echo(f"{name:<14} {text}")
@@ -173,18 +173,7 @@ def _show(
     if not first.features:
         return
     typer.echo("\nThe window when it fired, newest row last; above as observed, below as expected:\n")
-    rows = []
-    for each in first.features:
-        observed, expected = picture(each)
-        figures = [
-            f"{each.contribution:.0%}",
-            measured(each.observed, each.unit),
-            measured(each.expected, each.unit),
-        ]
-        rows.append([each.name, *figures, observed])
-        if expected:  # only the first features come with their windows
-            rows.append(["", "", "", "", expected])
-    print_columns(["feature", " share", " observed", " expected", "window"], rows)
+    print_features(first.features)
 
 
 def add_to(cli: typer.Typer) -> None:

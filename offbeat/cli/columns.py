@@ -30,7 +30,8 @@ def counted(count: int, noun: str) -> str:
 
 def print_features(features: Iterable[FeatureEvidence]) -> None:
     """Print features with their share of an error and their windows, observed over expected."""
-    from offbeat.show import measured, picture
+    from offbeat.show import picture
+    from pipeline.figures import measured
 
     rows = []
     for each in features:

@@ -81,7 +81,7 @@ def _no_such(stream: str, series: str, peeked: Peeked) -> str:
 
 
 def _tell(row: Row) -> None:
-    from offbeat.show import number
+    from pipeline.figures import number
 
     said = {
         "series": row.series,

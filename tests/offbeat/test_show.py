@@ -9,6 +9,7 @@ import pytest
 from offbeat import show
 from pipeline.alerts import Alert, FeatureEvidence, Source
 from pipeline.control import Feedback, Silenced, Standing
+from pipeline.figures import number
 from pipeline.silences import Matchers, Silence
 
 STARTED = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -55,7 +56,7 @@ SILENT = FIRING.model_copy(
     [(0.0, "0"), (3.14159, "3.142"), (1e-7, "1e-07"), (-1234567.8, "-1,234,568"), (999.96, "1000")],
 )
 def test_numbers_have_the_digits_that_matter(value: float, text: str) -> None:
-    assert show.number(value) == text
+    assert number(value) == text
 
 
 def test_a_sparkline_spans_its_scale() -> None:

@@ -157,6 +157,8 @@ def learn(
             spec,
             source={**source.described, "first": part.first, "rows_a_series": history.rows_limit},
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            scope=settings.model.scope,
+            max_models=settings.model.max_models,
             on_progress=lambda progress: on_step(_training(progress)),
         )
     except TooFewRows as error:

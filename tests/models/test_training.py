@@ -262,10 +262,10 @@ def test_the_bound_on_networks_keeps_the_longest_histories(
         replace(spec, steps=1),
         source={},
         created_at=WHEN,
-        max_series_models=1,
+        max_models=1,
     )
 
-    assert StackScorer(bundle).assign(["z", "pump-1", "pump-2"]).model.tolist() == [0, 1, 1]
+    assert StackScorer(bundle).assign(["z", "pump-1", "pump-2"]).model.tolist() == [0, 2, 1]
 
 
 @pytest.mark.parametrize("values", [np.zeros((300, 3)), np.full((300, 2), np.nan)])

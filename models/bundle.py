@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import safetensors.numpy
@@ -33,6 +33,7 @@ _CANARY_RTOL: Final = 1e-3  # other processors round otherwise; a wrong weight s
 _CANARY_ATOL: Final = 1e-4
 
 Arrays = dict[str, NDArray[Any]]
+Owner: TypeAlias = Literal["own", "cohort", "fallback"]
 
 
 def series_hash(series: str) -> int:
@@ -81,10 +82,10 @@ class Bundle:
         """What computes its errors."""
         return Stack(self.network, self.scaling, self.network_of)
 
-    def shares(self) -> NDArray[np.bool_]:
-        """Whether a model's network is another's as well, bool[M]."""
-        shared: NDArray[np.bool_] = np.bincount(self.network_of)[self.network_of] > 1
-        return shared
+    def owners(self) -> list[Owner]:
+        """Whose the network of each model is: its series' own, its cohort's, or the fallback's."""
+        users = np.bincount(self.network_of)
+        return [*("own" if users[each] == 1 else "cohort" for each in self.network_of[:-1]), "fallback"]
 
 
 def seal(

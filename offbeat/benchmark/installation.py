@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from models import Registry, SeriesRows, train
-from offbeat.app import model_spec
+from models.spec import model_spec
 from pipeline.config import Config, Scope
 from producers.synthetic import Synthetic, SyntheticOptions
 

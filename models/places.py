@@ -54,11 +54,6 @@ class Place:
         return Place(self.files, f"{self.path}/{name}")
 
     @property
-    def name(self) -> str:
-        """Its own name."""
-        return self.path.rsplit("/", 1)[-1]
-
-    @property
     def _is_local(self) -> bool:
         return isinstance(self.files, LocalFileSystem)
 

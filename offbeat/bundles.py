@@ -47,8 +47,8 @@ class Listed:
 
 def listed(registry: Registry, view: ControlView, stream: str) -> list[Listed]:
     """The bundles of a stream, the oldest first."""
-    line = view.line(stream)
-    roles = dict(zip(line[-2:-1], ("before",), strict=False)) | dict.fromkeys(line[-1:], "champion")
+    champions = view.succession(stream)
+    roles = dict(zip(champions[-2:-1], ("before",), strict=False)) | dict.fromkeys(champions[-1:], "champion")
     found = []
     for bundle, what in registry.manifests(stream).items():
         damaged = isinstance(what, BundleError)
@@ -63,14 +63,14 @@ def before(view: ControlView, stream: str) -> str:
     Raises:
         NotFound: the stream has no champion, or it is the first one.
     """
-    line = view.line(stream)
-    if not line:
+    champions = view.succession(stream)
+    if not champions:
         raise NotFound(f"stream {stream!r} has no model in use; train one (`offbeat train {stream}`)")
-    if len(line) == 1:
+    if len(champions) == 1:
         raise NotFound(
-            f"the champion {line[0][:12]} of stream {stream!r} is its first; there is none to go back to"
+            f"the champion {champions[0][:12]} of stream {stream!r} is its first; there is none to go back to"
         )
-    return line[-2]
+    return champions[-2]
 
 
 @dataclass(frozen=True, slots=True)

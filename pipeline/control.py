@@ -242,14 +242,14 @@ class ControlView:
         self.promotions.setdefault(record.stream, []).append(record)
         return None
 
-    def line(self, stream: str) -> list[str]:
+    def succession(self, stream: str) -> list[str]:
         """The champions that lead to the one in use, the last of them; those rolled back are left out."""
-        line = list[str]()
+        found = list[str]()
         for each in self.promotions.get(stream, []):
-            if each.bundle in line:
-                del line[line.index(each.bundle) :]
-            line.append(each.bundle)
-        return line
+            if each.bundle in found:
+                del found[found.index(each.bundle) :]
+            found.append(each.bundle)
+        return found
 
     def _take_decision(self, offset: int, record: Silenced | Expired | Feedback) -> str | None:
         if isinstance(record, Feedback):

@@ -141,9 +141,9 @@ def show(
         view = at.control.view()
         bundle_id = _found(at, bundle)
         loaded = at.registry.load(at.stream, bundle_id)
-        line = view.line(at.stream)
+        champions = view.succession(at.stream)
         said = [each for each in view.promotions.get(at.stream, []) if each.bundle == bundle_id]
-    role = "champion" if line[-1:] == [bundle_id] else ""
+    role = "champion" if champions[-1:] == [bundle_id] else ""
     if json:
         listed = _as_json(Listed(bundle_id, role, loaded.manifest, ""))
         promoted = [{"at": each.at, "who": each.who, "why": each.why} for each in said]
@@ -322,7 +322,7 @@ def gc(
     with _opened(config, stream, "gc") as at:
         view = at.control.view()
         every = bundles.listed(at.registry, view, at.stream)
-        needed = set(view.line(at.stream)) | bundles.replayed(at.config, at.broker, at.stream)
+        needed = set(view.succession(at.stream)) | bundles.replayed(at.config, at.broker, at.stream)
         going = bundles.superfluous(every, needed, keep)
         for each in going:
             if yes:

@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     made.ok("topics", "create")
     for number, count in enumerate((100, 200, 300)):
         file = rows(made.folder / f"{number}.csv", "a" if number < 2 else "bb", count)
-        made.ok("train", "--files", str(file))
+        made.ok("train", "--files", str(file), "--series-column", "series")
     return made
 
 
@@ -344,8 +344,8 @@ def test_the_line_of_champions_leaves_out_what_was_rolled_back(
     first, second, third = ids(installation)
 
     control.promote("sensors", second, "back")
-    assert control.view().line("sensors") == [first, second]
+    assert control.view().succession("sensors") == [first, second]
     control.promote("sensors", first, "back")
     control.promote("sensors", third, "forward")
 
-    assert control.view().line("sensors") == [first, third]
+    assert control.view().succession("sensors") == [first, third]

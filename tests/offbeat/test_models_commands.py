@@ -186,6 +186,31 @@ def test_a_damaged_bundle_is_listed_as_such_and_cannot_be_promoted(installation:
     assert in_use(installation) == third
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+def test_a_worker_keeps_its_model_where_a_damaged_one_was_promoted(
+    installation: Installation, control: Control, name: str
+) -> None:
+    first, _, third = ids(installation)
+    told = rows(installation.folder / "live.csv", "a", 100).read_text().splitlines()
+    for number, part in enumerate((told[1:51], told[51:])):
+        file = installation.folder / f"part-{number}.csv"
+        file.write_text("\n".join([told[0], *part]) + "\n")
+        installation.ok("produce", "files", "--stream", "sensors", "--series-column", "series", str(file))
+        said = installation.ok("detect", "sensors", "--until-idle", "0.2", "--json")
+        if number == 0:
+            assert "is refused" not in said
+            damaged = installation.folder / "models" / "sensors" / first / name
+            content = bytearray(damaged.read_bytes())
+            content[len(content) // 2] ^= 1
+            damaged.write_bytes(content)
+            control.promote("sensors", first, "nobody looked")
+
+    assert "is refused" in said
+    assert "goes on as it is" in said
+    [row] = installation.json("thresholds", "show", "sensors")
+    assert (row["bundle"], row["next_offset"]) == (third, 100)
+
+
 class TestMoving:
     def test_an_exported_bundle_comes_back_as_it_was(
         self, installation: Installation, tmp_path: Path

@@ -15,13 +15,15 @@ from torch.nn.functional import huber_loss
 
 from models.residuals import huber, tanh
 
-_MANY: Final = 32_768  # values from which on a compiled loop makes up for the 20 microseconds that its call takes
+_MANY: Final = (
+    32_768  # values from which on a compiled loop makes up for the 20 microseconds that its call takes
+)
 
 
 def bent(sums: Tensor) -> Tensor:
     """The tangent of a layer's sums, in place."""
     if sums.is_cpu and sums.numel() >= _MANY:
-        bent: Tensor = _Tangent.apply(sums)
+        bent: Tensor = _Tangent.apply(sums)  # type: ignore[no-untyped-call]  # torch's own
         return bent
     return sums.tanh_()
 
@@ -32,7 +34,7 @@ def misfit(output: Tensor, target: Tensor) -> Tensor:
     Where there are many values, its gradient has no gradient.
     """
     if output.is_cpu and output.numel() >= _MANY:
-        losses: Tensor = _Huber.apply(output, target)
+        losses: Tensor = _Huber.apply(output, target)  # type: ignore[no-untyped-call]  # torch's own
         return losses
     return huber_loss(output, target, reduction="none", delta=1.0).mean((1, 2))
 
@@ -50,7 +52,8 @@ class _Tangent(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
         (bent,) = ctx.saved_tensors
-        return torch.ops.aten.tanh_backward(gradient, bent)
+        by_sums: Tensor = torch.ops.aten.tanh_backward(gradient, bent)
+        return by_sums
 
 
 class _Huber(torch.autograd.Function):

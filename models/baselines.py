@@ -32,9 +32,7 @@ class EwmaZ:
         self._mean = np.stack([first.mean(axis=0) for first, _ in parts])
         floor = np.maximum(1e-3 * np.abs(self._mean), 1e-9)
         self._deviation = np.maximum(np.stack([first.std(axis=0) for first, _ in parts]), floor)
-        self._calibration = np.stack(
-            [self._calibrated(rest, model) for model, (_, rest) in enumerate(parts)]
-        )
+        self._calibration = np.stack([self._calibrated(rest, model) for model, (_, rest) in enumerate(parts)])
 
     def assign(self, series: Sequence[str]) -> Calibrated:
         """Each series' own mean; that of all rows for one not seen."""

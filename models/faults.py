@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.scaling import Scaling
+from models.tracks import Raw, Track
 from pipeline.config import Stream
 from pipeline.policy import TRANSFORM
 from pipeline.ports import Float64s
@@ -74,55 +74,6 @@ KINDS: Final[Mapping[str, Kind]] = {
 }
 
 
-class Raw(NamedTuple):
-    """One feature's observed raw values in order of time: offset, time_ns int64[n], value float64[n]."""
-
-    offset: Int64s
-    time_ns: Int64s
-    value: Float64s
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Track:
-    """One series of one partition, as it is without faults.
-
-    Attributes:
-        series, partition: which.
-        time_ns: int64[n], rising, of the rows that are judged.
-        values: float64[n, F], their values after the transforms.
-        usable: bool[n]; false within a window's reach of known anomalies and of frozen rows.
-        fresh: bool[n]; true where a hole is before the row, over which no window reaches.
-        raw: for each feature, what was observed.
-    """
-
-    series: str
-    partition: TopicPartition
-    time_ns: Int64s
-    values: Float64s
-    usable: NDArray[np.bool_]
-    fresh: NDArray[np.bool_]
-    raw: tuple[Raw, ...]
-
-    def runs(self) -> Iterator[tuple[int, int]]:
-        """Stretches ``[first, end)`` of usable rows without a hole."""
-        usable = np.concatenate([[False], self.usable, [False]])
-        fresh = np.concatenate([self.fresh, [True]])
-        first = np.flatnonzero(usable[1:] & (~usable[:-1] | fresh))
-        end = np.flatnonzero(usable[:-1] & (~usable[1:] | fresh))
-        yield from zip(first.tolist(), end.tolist(), strict=True)
-
-    @property
-    def spread(self) -> Float64s:
-        """float64[F], the robust spread of its rows; see :meth:`models.scaling.Scaling.fit`."""
-        spread: Float64s = Scaling.fit(self.values[self.usable] if self.usable.any() else self.values).spread[0]
-        return spread
-
-    @property
-    def every_ns(self) -> float:
-        """The usual time between two rows."""
-        return float(np.median(np.diff(self.time_ns))) if len(self.time_ns) > 1 else 1.0
-
-
 @dataclass(frozen=True, slots=True)
 class Fault:
     """A fault.
@@ -180,7 +131,7 @@ def place(tracks: Sequence[Track], stream: Stream, seed: int, most: int = MAX_FA
     chosen = [berths[n * len(berths) // count] for n in range(count)]
     numbers = np.random.default_rng(seed).permutation(count).tolist()
     return [
-        _fault(number, berth, tracks[berth.track], varying[berth.track], window, seed)
+        _fault(number, berth, tracks[berth.track], varying[berth.track], window=window, seed=seed)
         for number, berth in zip(numbers, chosen, strict=True)
     ]
 
@@ -201,7 +152,7 @@ def _berths(index: int, track: Track, size: int) -> Iterator[_Berth]:
 
 
 def _fault(
-    number: int, berth: _Berth, track: Track, varying: NDArray[np.intp], window: int, seed: int
+    number: int, berth: _Berth, track: Track, varying: NDArray[np.intp], *, window: int, seed: int
 ) -> Fault:
     name, kind = list(KINDS.items())[number % len(KINDS)]
     rng = np.random.default_rng([seed, number])
@@ -237,7 +188,7 @@ def _donor(track: Track, first: int, end: int, features: tuple[int, ...], rng: n
 
 
 class Changed(NamedTuple):
-    """Raw values to be put in place of others: offset int64[n], rising, feature int32[n], value float64[n]."""
+    """Raw values to put in place of others: offset int64[n], rising, feature int32[n], value float64[n]."""
 
     offset: Int64s
     feature: Int32s
@@ -322,22 +273,25 @@ def _transformed(raw: Raw, code: int) -> Float64s:
 
 
 def _restored(raw: Raw, code: int, clean: Float64s, values: Float64s) -> Float64s:
-    """The raw values that a transform makes ``values`` of; unchanged where these are ``clean``, or as much
-    further as what was added before.
+    """The raw values float64[n] that a transform makes ``values`` of, as they were where these are ``clean``.
 
-    A counter never falls but where it was reset, and counts from zero then.
+    Behind a change of differences they stay as far apart as it moved them. A counter falls only where it was
+    reset, and counts from zero then.
     """
     if code == TRANSFORM["log"]:
-        raised = np.copysign(np.expm1(np.abs(values)), values)
-        return np.where(values == clean, raw.value, raised)
+        grown: Float64s = np.copysign(np.expm1(np.abs(values)), values)
+        return np.where(values == clean, raw.value, grown)
     if code == TRANSFORM["diff"]:
-        return raw.value + np.cumsum(values - clean)
+        moved: Float64s = raw.value + np.cumsum(values - clean)
+        return moved
     if code == TRANSFORM["rate"]:
         added = np.where(values == clean, 0.0, (np.maximum(values, 0.0) - clean) * _since_s(raw))
         total = np.cumsum(added)
         resets = np.flatnonzero(_falls(raw))
         before = np.concatenate([[0.0], (total - added)[resets]])
-        return raw.value + total - before[np.searchsorted(resets, np.arange(len(total)), side="right")]
+        since = before[np.searchsorted(resets, np.arange(len(total)), side="right")]
+        faster: Float64s = raw.value + total - since
+        return faster
     return values
 
 

@@ -5,9 +5,10 @@ All are of 90 %: either end is passed by chance in one of twenty trials.
 
 from __future__ import annotations
 
-from math import sqrt
+from dataclasses import dataclass
+from math import inf, nan, sqrt
 from statistics import NormalDist
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,9 @@ _DRAWS: Final = 2_000
 _MOST_BLOCKS: Final = 2_000  # bounds the work of the bootstrap; more are joined with their neighbours
 
 
-class Estimate(NamedTuple):
-    """A figure and the ends of its interval."""
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure and the ends of its interval; of what nothing is known the figure is NaN."""
 
     value: float
     low: float
@@ -30,7 +32,7 @@ class Estimate(NamedTuple):
 def share(found: int, of: int) -> Estimate:
     """A share of independent trials (Wilson 1927); nothing is known of none."""
     if of == 0:
-        return Estimate(float("nan"), 0.0, 1.0)
+        return Estimate(nan, 0.0, 1.0)
     value, weight = found / of, _Z**2 / of
     middle = value + weight / 2
     half = _Z * sqrt(value * (1 - value) / of + weight / (4 * of))
@@ -45,15 +47,14 @@ def difference_of_shares(first: NDArray[np.bool_], second: NDArray[np.bool_]) ->
     """
     n = len(first)
     if n == 0:
-        return Estimate(float("nan"), -1.0, 1.0)
+        return Estimate(nan, -1.0, 1.0)
     both, neither = int((first & second).sum()), int((~first & ~second).sum())
     p, q = share(int(first.sum()), n), share(int(second.sum()), n)
     one, two = int(first.sum()), int(second.sum())
     spread = sqrt(one * (n - one) * two * (n - two))
     agreement = both * neither - (one - both) * (two - both)
-    if agreement > 0:
-        agreement = max(agreement - n / 2, 0)
-    phi = agreement / spread if spread else 0.0
+    corrected = max(agreement - n / 2, 0.0) if agreement > 0 else agreement
+    phi = corrected / spread if spread else 0.0
     below, above = (p.value - p.low, q.high - q.value), (p.high - p.value, q.value - q.low)
     low, high = (sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0)) for a, b in (below, above))
     value = p.value - q.value
@@ -61,9 +62,9 @@ def difference_of_shares(first: NDArray[np.bool_], second: NDArray[np.bool_]) ->
 
 
 def rate(count: int, exposure: float) -> Estimate:
-    """Events to one unit of exposure, by the score interval of a Poisson mean (Rao; as Wilson's of a share)."""
+    """Events to one unit of exposure, with the score interval of a Poisson mean."""
     if exposure <= 0:
-        return Estimate(float("nan"), 0.0, float("inf"))
+        return Estimate(nan, 0.0, inf)
     middle, half = count + _Z**2 / 2, _Z * sqrt(count + _Z**2 / 4)
     return Estimate(count / exposure, max(middle - half, 0.0) / exposure, (middle + half) / exposure)
 
@@ -76,12 +77,36 @@ def difference_of_rates(first: Float64s, second: Float64s, exposure: Float64s, s
     """
     total = float(exposure.sum())
     if total <= 0:
-        return Estimate(float("nan"), -float("inf"), float("inf"))
-    group = np.arange(len(first)) * min(_MOST_BLOCKS, len(first)) // len(first)
-    more = np.concatenate([np.bincount(group, first - second), [1.0, -1.0]])
-    time = np.concatenate([np.bincount(group, exposure), [0.0, 0.0]])
-    rng, n = np.random.default_rng(seed), len(more)
+        return Estimate(nan, -inf, inf)
+    more = np.concatenate([_joined(first - second), [1.0, -1.0]])
+    time = np.concatenate([_joined(exposure), [0.0, 0.0]])
+    low, high = _bootstrapped(more, time, seed)
+    return Estimate(float((first - second).sum()) / total, low, high)
+
+
+def excess(first: Float64s, second: Float64s, seed: int) -> Estimate:
+    """By what share the sum of ``first`` is above that of ``second``, float64[n] of the same n blocks.
+
+    A paired bootstrap over blocks.
+    """
+    total = float(second.sum())
+    if total <= 0:
+        return Estimate(nan, -inf, inf)
+    low, high = _bootstrapped(_joined(first - second), _joined(second), seed)
+    return Estimate(float((first - second).sum()) / total, low, high)
+
+
+def _joined(blocks: Float64s) -> Float64s:
+    """At most ``_MOST_BLOCKS`` sums of neighbours."""
+    group = np.arange(len(blocks)) * min(_MOST_BLOCKS, len(blocks)) // len(blocks)
+    sums: Float64s = np.bincount(group, blocks).astype(np.float64)
+    return sums
+
+
+def _bootstrapped(above: Float64s, below: Float64s, seed: int) -> tuple[float, float]:
+    """The ends of the interval of sum(above) / sum(below), by drawing blocks again."""
+    rng, n = np.random.default_rng(seed), len(above)
     drawn = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(_DRAWS)])
-    sums = drawn @ time
-    low, high = np.quantile((drawn @ more)[sums > 0] / sums[sums > 0], (0.05, 0.95))
-    return Estimate(float((first - second).sum()) / total, float(low), float(high))
+    sums = drawn @ below
+    low, high = np.quantile((drawn @ above)[sums > 0] / sums[sums > 0], (0.05, 0.95))
+    return float(low), float(high)

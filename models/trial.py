@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
-from typing import Any, Final, NamedTuple
+from itertools import chain
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import series_hash
-from models.faults import Changed, Injecting, Raw, Track, changes, place
+from models.excerpt import Excerpt
+from models.faults import Changed, Injecting, changes, place
+from models.history import Batches
 from models.samples import HELD_OUT_SHARE, evenly, windows_at
 from models.scaling import TARGET_CLIP
-from pipeline.config import Stream
+from models.tracks import Episode, survey
 from pipeline.control import NO_DECISIONS, Decisions
 from pipeline.detect import Detector
-from pipeline.freezes import frozen_rows
 from pipeline.ports import Float64s, Scorer, Windows
-from pipeline.readings import Decoder, Readings
-from pipeline.records import Int64s, RecordBatch, TopicPartition
-from pipeline.series import PartitionState
-from pipeline.silences import Matchers
-
-Batches = Callable[[], Iterator[RecordBatch]]
+from pipeline.records import Int64s, TopicPartition
 
 MAX_RECORDS: Final = 1_000_000
-"""Records that a trial holds and goes through several times: some seconds a time, and about 200 MB."""
-LEAST_SERIES: Final = 30
-"""Where there are more records, half of the series are left out, and half of those left; at so few series
-the oldest records are, instead."""
+"""Records that a trial holds and goes through some six times: seconds each, and about 200 MB."""
 MAX_WINDOWS: Final = 8_192
-"""Held-out windows, over all series: their errors' mean is sure to a percent."""
-DAY_NS: Final = 86_400 * 10**9
-_ALL: Final = 1 << 64
+"""Held-out windows, over all series: enough to know the mean of their errors to a percent."""
 
-
-class Episode(NamedTuple):
-    """A known anomaly of a series: from the first to the last of its event times."""
-
-    series: str
-    start_ns: int
-    end_ns: int
+_BLOCKS: Final = 10  # of each series' held-out windows
+_DAY_NS: Final = 86_400 * 10**9
 
 
 class Alarm(NamedTuple):
@@ -81,117 +66,29 @@ class HeldOut:
     Attributes:
         series: names.
         of: int64[n], the index of each window's series, rising.
+        block: int64[n], rising; neighbouring windows of one series, which are alike, have one.
         raw: float64[n, W, F], in the features' own units.
-        spread: float64[series, F], by which residuals of all contenders are divided alike.
+        spread: float64[series, F], by which the residuals of all contenders are divided.
     """
 
     series: list[str]
     of: Int64s
+    block: Int64s
     raw: Float64s
     spread: Float64s
 
+    def windows(self, scorer: Scorer) -> Windows:
+        """The windows as a scorer is handed them."""
+        anchor, model = self.raw[:, -1], scorer.assign(self.series).model[self.of]
+        with np.errstate(over="ignore"):  # what overflows is clipped by whoever looks at it
+            return Windows((self.raw - anchor[:, None]).astype(np.float32), anchor, model)
+
     def errors(self, scorer: Scorer) -> Float64s:
-        """float64[n]: the root of the mean absolute residual, in spreads of the rows and not of a model."""
-        model = scorer.assign(self.series).model[self.of]
-        anchor = self.raw[:, -1]
-        with np.errstate(over="ignore"):  # what overflows is clipped
-            why = scorer.explain(Windows((self.raw - anchor[:, None]).astype(np.float32), anchor, model))
+        """float64[blocks]: the root of the mean absolute residual, in the rows' spreads and not a model's."""
+        why = scorer.explain(self.windows(scorer))
         residual = np.abs(why.observed - why.expected) / self.spread[self.of][:, None]
-        errors: Float64s = np.sqrt(residual.clip(max=TARGET_CLIP).mean(axis=(1, 2)))
-        return errors
-
-
-class _Sampled:
-    """The newest records of evenly chosen series of one source, in bounded memory."""
-
-    def __init__(self, stream: Stream, most: int) -> None:
-        self.batches: list[tuple[RecordBatch, NDArray[np.uint64]]] = []
-        self.read = self.held = 0
-        self.names = dict[str, int]()
-        self._decoder, self._most, self._limit = Decoder(stream), most, _ALL
-        self._hash = np.zeros(0, np.uint64)
-
-    def add(self, batch: RecordBatch, state: PartitionState) -> None:
-        """Take records that follow those taken before."""
-        columns = self._decoder.decode(batch, state).columns
-        fresh = state.names[len(self._hash) :]
-        self.names.update((name, series_hash(name)) for name in fresh if name is not None)
-        more = np.array([self.names.get(name or "", 0) for name in fresh], np.uint64)
-        self._hash = np.concatenate([self._hash, more])
-        good = columns.slot >= 0
-        kept = np.searchsorted(batch.offset, columns.offset[good])
-        self.read += len(batch)
-        self._keep(batch, kept, self._hash[columns.slot[good]])
-        while self.held > self._most and len(self.batches) > 1:
-            self._leave_out()
-
-    @property
-    def series(self) -> int:
-        """How many series are held."""
-        return sum(each < self._limit for each in self.names.values())
-
-    def _keep(self, batch: RecordBatch, rows: NDArray[np.intp], hashes: NDArray[np.uint64]) -> None:
-        chosen = hashes <= np.uint64(self._limit - 1)
-        rows, hashes = rows[chosen], hashes[chosen]
-        if len(rows):
-            self.batches.append((batch if len(rows) == len(batch) else _only(batch, rows), hashes))
-            self.held += len(rows)
-
-    def _leave_out(self) -> None:
-        if self.series <= LEAST_SERIES:
-            self.held -= len(self.batches.pop(0)[0])
-            return
-        self._limit //= 2
-        before, self.batches, self.held = self.batches, [], 0
-        for batch, hashes in before:
-            self._keep(batch, np.arange(len(batch)), hashes)
-
-
-def _only(batch: RecordBatch, rows: NDArray[np.intp]) -> RecordBatch:
-    """Some records of a batch, in a buffer of their own."""
-    records = [(batch.key(row), batch.value(row), int(batch.timestamp_ms[row])) for row in rows.tolist()]
-    taken = RecordBatch.of(batch.partition, 0, records)
-    return replace(taken, offset=batch.offset[rows], next_offset=batch.next_offset)
-
-
-class _Watching(Decoder):
-    """A stream's decoder that remembers what was observed, by slot, and the labels of each slot's series."""
-
-    def __init__(self, stream: Stream) -> None:
-        super().__init__(stream)
-        self.found = dict[int, dict[str, str]]()
-        self._label_names, self._one_a_record = stream.events.labels, stream.events.kind == "narrow"
-        self._seen = list[tuple[NDArray[Any], ...]]()
-
-    def decode(self, batch: RecordBatch, state: PartitionState) -> Readings:
-        """Decode a batch."""
-        readings = super().decode(batch, state)
-        columns = readings.columns
-        slots, first = np.unique(columns.slot, return_index=True)
-        for slot, row in zip(slots.tolist(), np.searchsorted(batch.offset, columns.offset[first]), strict=True):
-            if slot >= 0 and slot not in self.found:
-                labels = self.labels(batch.value(row) or b"")
-                self.found[slot] = dict(zip(self._label_names, labels, strict=False))
-        good = columns.inside & (columns.slot >= 0)
-        kept = (columns.slot, columns.offset, columns.time_ns, columns.metric, columns.values)
-        self._seen.append(tuple(column[good] for column in kept))
-        return readings
-
-    def raw(self, slots: int) -> list[tuple[Raw, ...]]:
-        """What was observed, by slot and feature."""
-        slot, offset, time_ns, metric, values = map(np.concatenate, zip(*self._seen, strict=True))
-        order = np.lexsort((time_ns, slot))
-        ends = np.searchsorted(slot[order], np.arange(slots + 1)).tolist()
-        by_slot = []
-        for mine in (order[first:end] for first, end in pairwise(ends)):
-            by_feature = []
-            for feature in range(len(self.feature_names)):
-                here = mine[metric[mine] == feature] if self._one_a_record else mine
-                value = values[here, 0 if self._one_a_record else feature]
-                there = ~np.isnan(value)
-                by_feature.append(Raw(offset[here[there]], time_ns[here[there]], value[there]))
-            by_slot.append(tuple(by_feature))
-        return by_slot
+        errors = np.sqrt(residual.clip(max=TARGET_CLIP).mean(axis=(1, 2)))
+        return np.bincount(self.block, errors) / np.bincount(self.block)
 
 
 class Trial:
@@ -206,87 +103,50 @@ class Trial:
 
     def __init__(
         self,
-        namespace: str,
-        name: str,
-        stream: Stream,
+        detector: Detector,
         sources: Sequence[Batches],
         *,
         decisions: Decisions = NO_DECISIONS,
         known: Sequence[Episode] = (),
         most_records: int = MAX_RECORDS,
+        on_records: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Read every source to its end, once.
 
         Args:
-            namespace, name, stream: the stream.
+            detector: of the stream.
             sources: each opens the records of one partition.
             decisions: what people decided about how its rows are judged.
             known: anomalies that there were: alerts in them are no false alarms.
             most_records: bound on the records that are kept.
+            on_records: hears how many records were read, or gone through once more; what it raises ends the
+                work.
 
         Raises:
             BusDown, Unreadable, InputError: from a source.
         """
-        self.stream, self._decisions = stream, decisions
-        self._namespace, self._name = namespace, name
-        plain = Detector(namespace, name, stream)
-        self._sources, self.tracks = list[list[RecordBatch]](), list[Track]()
-        of_records = of_series = 0
-        for source in sources:
-            sampled = _Sampled(stream, most_records // len(sources))
-            state = plain.fresh("", 0)
-            for batch in source():
-                sampled.add(batch, state)
-            self._sources.append([batch for batch, _ in sampled.batches])
-            self.tracks += self._survey(self._sources[-1], known)
-            of_records += sampled.read
-            of_series += len(sampled.names)
+        self.stream, self._detector, self._decisions = detector.stream, detector, decisions
+        self._on_records = on_records
+        excerpts = [Excerpt(detector, each, most_records // len(sources), on_records) for each in sources]
+        self._sources = [excerpt.batches for excerpt in excerpts if excerpt.batches]
+        self.tracks = [
+            track
+            for batches in self._sources
+            for track in survey(detector, batches, decisions.freezes, known)
+        ]
         self._index = {(each.partition, each.series): n for n, each in enumerate(self.tracks)}
-        self.faults = place(self.tracks, stream, stream.training.seed)
-        self._changed = changes(self.tracks, self.faults, stream, stream.training.seed)
+        self.faults = place(self.tracks, self.stream, self.stream.training.seed)
+        self._changed = changes(self.tracks, self.faults, self.stream, self.stream.training.seed)
         times = [each.time_ns for each in self.tracks]
         self.extent = Extent(
             records=sum(map(len, chain(*self._sources))),
-            of_records=of_records,
+            of_records=sum(each.of_records for each in excerpts),
             series=len(self.tracks),
-            of_series=of_series,
+            of_series=sum(each.of_series for each in excerpts),
             first_ns=min((int(each[0]) for each in times), default=0),
             last_ns=max((int(each[-1]) for each in times), default=0),
             rows=sum(int(each.usable.sum()) for each in self.tracks),
         )
-
-    def _survey(self, batches: Sequence[RecordBatch], known: Sequence[Episode]) -> Iterator[Track]:
-        """The series of one source, those without a full window left out."""
-        if not batches:
-            return
-        watching = _Watching(self.stream)
-        detector = Detector(self._namespace, self._name, self.stream, watching)
-        state = detector.fresh("", 0)
-        rows = [rows for batch in batches for rows in detector.rows(state, batch)]
-        slot, time_ns, fresh, values = (
-            np.concatenate(column)
-            for column in zip(*((r.slot, r.time_ns, r.fresh, r.values) for r in rows), strict=True)
-        )
-
-        def covers(matchers: Matchers, slot: int) -> bool:
-            return matchers.cover(self._name, state.names[slot] or "", watching.found[slot])
-
-        frozen = frozen_rows(self._decisions.freezes, slot, time_ns, covers)
-        order = np.argsort(slot, kind="stable")
-        ends = np.searchsorted(slot[order], np.arange(len(state.names) + 1)).tolist()
-        raw, window = watching.raw(len(state.names)), self.stream.model.window
-        for each, (first, end) in enumerate(pairwise(ends)):
-            mine, name = order[first:end], state.names[each] or ""
-            shunned = frozen[mine]
-            for episode in known:
-                if episode.series == name:
-                    shunned |= (time_ns[mine] >= episode.start_ns) & (time_ns[mine] <= episode.end_ns)
-            full = _full(fresh[mine], window)
-            if full.any():
-                usable = full & ~_near(shunned, window)
-                yield Track(
-                    name, batches[0].partition, time_ns[mine], values[mine], usable, fresh[mine], raw[each]
-                )
 
     def alarms(self, scorer: Scorer, *, raised: float = 1.0) -> list[Alarm]:
         """What a contender raises without faults, at rows that count; ``raised`` times are the lines."""
@@ -305,22 +165,23 @@ class Trial:
         found = np.zeros(len(self.faults), bool)
         for n, fault in enumerate(self.faults):
             found[n] = any(
-                alarm.track == fault.track and fault.start_ns <= alarm.started_ns <= alarm.at_ns <= fault.until_ns
+                alarm.track == fault.track
+                and fault.start_ns <= alarm.started_ns <= alarm.at_ns <= fault.until_ns
                 for alarm in alarms
             )
         return found
 
     def _run(self, scorer: Scorer, changed: Mapping[TopicPartition, Changed], raised: float) -> list[Alarm]:
         """The anomalies that fire, by the one detect step from fresh states."""
-        rules, decisions = self.stream.alerts, self._decisions
-        share = raised * decisions.raised(rules) - 1
-        rules = rules.model_copy(update={"raise_by": share, "raise_most": share})
+        share = raised * self._decisions.raised(self.stream.alerts) - 1
+        rules = self.stream.alerts.model_copy(update={"raise_by": share, "raise_most": share})
         stream = self.stream.model_copy(update={"alerts": rules})
-        detector = Detector(self._namespace, self._name, stream, Injecting(stream, changed))
+        own = self._detector
+        detector = Detector(own.namespace, own.name, stream, Injecting(stream, changed))
         fired = dict[str, Alarm]()
         for batches in self._sources:
             state = detector.fresh("", 0)
-            state.decisions = replace(decisions, false_alarms=1)
+            state.decisions = replace(self._decisions, false_alarms=1)
             for batch in batches:
                 outputs = detector.step(state, batch, scorer)
                 for change, alert in zip(outputs.changes, outputs.alerts, strict=True):
@@ -328,17 +189,21 @@ class Trial:
                         track = self._index[batch.partition, change.series]
                         alarm = fired.get(change.id) or Alarm(track, change.started_ns, change.at_ns, 0.0)
                         fired[change.id] = alarm._replace(peak=alert.peak_score or 0.0)
+                self._on_records(len(batch))
         return list(fired.values())
 
-    def blocks(self) -> tuple[Int64s, Float64s]:
-        """Days of series that have rows that count: int64[n, 2] track and day, and float64[n] how long, in days.
+    def days(self, contenders: Sequence[Sequence[Alarm]]) -> tuple[Float64s, Float64s]:
+        """How many of its alarms each contender raised on each day of each series, and how long that day is.
+
+        float64[contenders, n] and, in days of rows that count, float64[n].
         """
-        found, days = list[Int64s](), list[Float64s]()
+        counts, lengths = [np.zeros((len(contenders), 0))], [np.zeros(0)]
         for index, track in enumerate(self.tracks):
-            day, rows = np.unique(track.time_ns[track.usable] // DAY_NS, return_counts=True)
-            found.append(np.stack([np.full(len(day), index), day], axis=1))
-            days.append(rows * track.every_ns / DAY_NS)
-        return np.concatenate(found or [np.zeros((0, 2), np.int64)]), np.concatenate(days or [np.zeros(0)])
+            day, rows = np.unique(track.time_ns[track.usable] // _DAY_NS, return_counts=True)
+            at = [[alarm.at_ns // _DAY_NS for alarm in each if alarm.track == index] for each in contenders]
+            counts.append(np.stack([(np.array(each, np.int64)[:, None] == day).sum(axis=0) for each in at]))
+            lengths.append(rows * track.every_ns / _DAY_NS)
+        return np.concatenate(counts, axis=1), np.concatenate(lengths)
 
     def held_out(self) -> HeldOut:
         """Windows of the newest fifth of each series' rows that count, evenly chosen.
@@ -346,34 +211,16 @@ class Trial:
         Training holds out as much of the same rows, and a model that is older has not seen them either.
         """
         window, each = self.stream.model.window, max(MAX_WINDOWS // max(len(self.tracks), 1), 1)
-        ends = []
-        for track in self.tracks:
+        raw = [np.zeros((0, window, len(self.stream.feature_names)))]
+        of, block = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for index, track in enumerate(self.tracks):
             usable = np.flatnonzero(track.usable)
-            newest = usable[len(usable) - round(HELD_OUT_SHARE * len(usable)) :]
-            ends.append(evenly(newest, each))
-        raw = [
-            windows_at(track.values, end - window + 1, window)
-            for track, end in zip(self.tracks, ends, strict=True)
-        ]
-        counts = [len(end) for end in ends]
+            newest = evenly(usable[len(usable) - round(HELD_OUT_SHARE * len(usable)) :], each)
+            raw.append(windows_at(track.values, newest - window + 1, window))
+            of.append(np.full(len(newest), index))
+            block.append(_BLOCKS * index + np.arange(len(newest)) * _BLOCKS // max(len(newest), 1))
+        _, blocks = np.unique(np.concatenate(block), return_inverse=True)
+        spread = np.array([track.spread for track in self.tracks])
         return HeldOut(
-            [track.series for track in self.tracks],
-            np.repeat(np.arange(len(counts)), counts),
-            np.concatenate(raw or [np.zeros((0, window, len(self.stream.feature_names)))]),
-            np.stack([track.spread for track in self.tracks]) if self.tracks else np.zeros((0, 1)),
+            [track.series for track in self.tracks], np.concatenate(of), blocks, np.concatenate(raw), spread
         )
-
-
-def _full(fresh: NDArray[np.bool_], window: int) -> NDArray[np.bool_]:
-    """bool[n]: whether a row has a window behind it."""
-    at = np.arange(len(fresh))
-    since = np.maximum.accumulate(np.where(fresh, at, 0))
-    return np.asarray(at - since >= window - 1)
-
-
-def _near(marked: NDArray[np.bool_], window: int) -> NDArray[np.bool_]:
-    """bool[n]: whether a marked row is less than a window away."""
-    total = np.concatenate([[0], np.cumsum(marked)])
-    at = np.arange(len(marked))
-    first, end = np.maximum(at - window + 1, 0), np.minimum(at + window, len(marked))
-    return np.asarray(total[end] > total[first])

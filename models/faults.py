@@ -32,6 +32,9 @@ _DONORS: Final = 8
 comes round again is no fault."""
 
 
+LOST_PHASE: Final = "lost phase"
+
+
 class Stretch(NamedTuple):
     """What a fault finds in one feature, by reading and after its transform.
 
@@ -70,7 +73,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "drift": Kind(3, 2.5, lambda at: at.clean + at.push * at.grown),
     "stuck": Kind(2, 0, lambda at: np.full_like(at.clean, at.held)),
     "noise": Kind(2, 0.75, lambda at: at.clean + at.push * at.draws),
-    "lost phase": Kind(2, 0, lambda at: at.donor),
+    LOST_PHASE: Kind(2, 0, lambda at: at.donor),
 }
 
 
@@ -85,7 +88,7 @@ class Fault:
         features: indices of the features it changes.
         push: how far it goes, in spreads, with its sign.
         first, end: its rows ``[first, end)`` of the track.
-        donor: the row of the track from which on a lost phase takes its values.
+        donor: the row of the track from which on a lost phase takes its values; else its own first one.
         start_ns, end_ns: event times ``[start_ns, end_ns)`` of the readings it changes.
         until_ns: an alert that fires up to then has found it; the last row within a window of its end.
     """
@@ -169,7 +172,7 @@ def _fault(
         push=kind.size * times * float(rng.choice((-1.0, 1.0))),
         first=first,
         end=end,
-        donor=_donor(track, first, end, features, rng),
+        donor=_donor(track, first, end, features, rng) if name == LOST_PHASE else first,
         start_ns=int(track.time_ns[first]),
         end_ns=int(track.time_ns[end]),
         until_ns=int(track.time_ns[end + window - 1]),

@@ -226,9 +226,13 @@ def _sentence(
 
 
 def _done(figures: Figures) -> str:
-    error = "" if figures.held_out_error is None else f", held-out error {figures.held_out_error:.3f}"
     alarms = "1 false alarm" if figures.false_alarms == 1 else f"{figures.false_alarms} false alarms"
-    return f"{alarms}, {figures.found.faults} of {figures.found.of} faults found{error}"
+    found = f"{figures.found.faults} of {figures.found.of} faults found"
+    return f"{alarms}, {found}, held-out error {_error(figures)}"
+
+
+def _error(figures: Figures) -> str:
+    return "unknown" if figures.held_out_error is None else f"{figures.held_out_error:.3f}"
 
 
 def _told(figures: Mapping[str, Figures], comparisons: Sequence[Comparison]) -> str:
@@ -236,26 +240,17 @@ def _told(figures: Mapping[str, Figures], comparisons: Sequence[Comparison]) -> 
 
 
 def _compared(mine: Figures, other: Figures, comparison: Comparison) -> str:
-    """One comparison with its interval and its bound, in points where it is of shares."""
-    by, bound, role = comparison.worse_by, comparison.bound, comparison.against
+    """One comparison with its interval and its bound, in hundredths where it is of shares."""
+    role, scale = comparison.against, 100.0
     if comparison.measure == "false alarms":
-        said, scale, unit = (
-            f"{mine.false_alarms} false alarms, {role} {other.false_alarms}",
-            1.0,
-            "a day and series",
-        )
+        scale, unit = 1.0, "more a day and series"
+        said = f"{mine.false_alarms} false alarms, {role} {other.false_alarms}"
     elif comparison.measure == "faults found":
-        of = mine.found.of
-        said, scale, unit = (
-            f"{mine.found.faults} of {of} faults found, {role} {other.found.faults}",
-            100.0,
-            "points fewer",
-        )
+        unit = "points fewer"
+        said = f"{mine.found.faults} of {mine.found.of} faults found, {role} {other.found.faults}"
     else:
-        said, scale, unit = (
-            f"held-out error {mine.held_out_error:.3f}, {role} {other.held_out_error:.3f}",
-            100.0,
-            "% more",
-        )
-    value, low, high, most = (f"{scale * each:.3g}" for each in (by.value, by.low, by.high, bound))
+        unit = "% more"
+        said = f"held-out error {_error(mine)}, {role} {_error(other)}"
+    by = comparison.worse_by
+    value, low, high, most = (f"{scale * each:.3g}" for each in (by.value, by.low, by.high, comparison.bound))
     return f"{said} ({value} {unit}, between {low} and {high}, where {most} are allowed)"

@@ -105,8 +105,7 @@ def _joined(blocks: Float64s) -> Float64s:
 
 def _bootstrapped(above: Float64s, below: Float64s, seed: int) -> tuple[float, float]:
     """The ends of the interval of sum(above) / sum(below), by drawing blocks again."""
-    rng, n = np.random.default_rng(seed), len(above)
-    drawn = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(_DRAWS)])
-    sums = drawn @ below
-    low, high = np.quantile((drawn @ above)[sums > 0] / sums[sums > 0], (0.05, 0.95))
+    drawn = np.random.default_rng(seed).integers(0, len(above), (_DRAWS, len(above)))
+    sums = below[drawn].sum(axis=1)
+    low, high = np.quantile(above[drawn].sum(axis=1)[sums > 0] / sums[sums > 0], (0.05, 0.95))
     return float(low), float(high)

@@ -220,7 +220,7 @@ class Trial:
             of.append(np.full(len(newest), index))
             block.append(_BLOCKS * index + np.arange(len(newest)) * _BLOCKS // max(len(newest), 1))
         _, blocks = np.unique(np.concatenate(block), return_inverse=True)
-        spread = np.array([track.spread for track in self.tracks])
+        spread = np.array([track.spread for track in self.tracks]).reshape(-1, raw[0].shape[2])
         return HeldOut(
             [track.series for track in self.tracks], np.concatenate(of), blocks, np.concatenate(raw), spread
         )

@@ -200,7 +200,7 @@ class TestAlarms:
     def test_alerts_about_silence_are_not_the_models(self) -> None:
         values = {"a": noise(600), "b": noise(600, 1)}
         values["a"][200:260] = np.nan
-        silent = Detector("n", "s", stream(silent_after=600.0, every=EVERY_S))
+        silent = Detector("n", "s", stream(silent_after=600.0))
 
         assert Trial(silent, [source(values)]).alarms(FakeScorer(normal_error=100.0)) == []
 

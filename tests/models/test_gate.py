@@ -131,6 +131,17 @@ def test_a_higher_error_on_held_out_rows_alone_is_refused(trial: Trial, good: Bu
     assert "% more" in ruling.sentence
 
 
+def test_a_champion_that_alarms_often_leaves_room_by_its_share(trial: Trial, good: Bundle) -> None:
+    often = StackScorer(with_lines(good, 0.5))
+
+    ruling = against(trial, StackScorer(good), often)
+
+    alarms = ruling.contenders["champion"].false_alarms
+    assert alarms > 4 * 5
+    assert ruling.comparisons[0].bound == pytest.approx(alarms / 4 / ruling.series_days)
+    assert ruling.promoted
+
+
 def test_a_challenger_that_learned_anomalies_as_normal_is_refused(trial: Trial, good: Bundle) -> None:
     poisoned = {name: rows.copy() for name, rows in DAYS.items()}
     for n, rows in enumerate(poisoned.values()):

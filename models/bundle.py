@@ -8,7 +8,6 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from models.autoencoder import Autoencoder, ModelSpec
+from models.autoencoder import Autoencoder, layer_shapes
 from models.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, MODEL_FILE, Manifest, describe, parse
 from models.scaling import Scaling
+from models.spec import ModelSpec
 from models.stack import Stack
 from pipeline.errors import BundleError, NotFound
 from pipeline.ports import Float64s, Windows
@@ -189,7 +189,7 @@ def _layout(manifest: Manifest) -> dict[str, tuple[str, tuple[int, ...]]]:
         "canary.model": ("int32", (windows,)),
         "canary.errors": ("float64", (windows, 2)),
     }
-    for layer, (fan_in, fan_out) in enumerate(pairwise(spec.widths())):
+    for layer, (fan_in, fan_out) in enumerate(layer_shapes(spec.widths(), spec.family.heads)):
         layout[f"weight.{layer}"] = ("float32", (models, fan_in, fan_out))
         layout[f"bias.{layer}"] = ("float32", (models, 1, fan_out))
     size = _tensor_bytes(layout)
@@ -263,10 +263,12 @@ def _assemble(manifest: Manifest, sha: str, arrays: Arrays) -> Bundle:
         raise ValueError("a spread or a deviation is not above 0")
     if not ((model >= 0) & (model < manifest.models)).all():
         raise ValueError("its canary names a model that is not there")
-    layers = range(len(manifest.spec.widths()) - 1)
+    spec = manifest.spec
+    layers = range(len(spec.widths()) - 1)
     network = Autoencoder(
         tuple(torch.from_numpy(arrays[f"weight.{layer}"]) for layer in layers),
         tuple(torch.from_numpy(arrays[f"bias.{layer}"]) for layer in layers),
+        spec.family.bend,
     )
     canary = Canary(Windows(arrays["canary.tail"], arrays["canary.anchor"], model), arrays["canary.errors"])
     scaling = Scaling(arrays["scaling.median"], arrays["scaling.spread"])

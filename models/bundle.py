@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from models.autoencoder import Autoencoder, ModelSpec
+from models.autoencoder import Autoencoder, layer_shapes
 from models.manifest import (
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
@@ -28,6 +27,7 @@ from models.manifest import (
 )
 from models.places import Place
 from models.scaling import Scaling
+from models.spec import ModelSpec
 from models.stack import Stack
 from pipeline.errors import BundleError, NotFound
 from pipeline.ports import Float64s, Int32s, Windows
@@ -251,7 +251,7 @@ def _layout(manifest: Manifest) -> dict[str, tuple[str, tuple[int, ...]]]:
         "canary.model": ("int32", (windows,)),
         "canary.errors": ("float64", (windows, 2)),
     }
-    for layer, (fan_in, fan_out) in enumerate(pairwise(spec.widths())):
+    for layer, (fan_in, fan_out) in enumerate(layer_shapes(spec.widths(), spec.family.heads)):
         layout[f"weight.{layer}"] = ("float32", (networks, fan_in, fan_out))
         layout[f"bias.{layer}"] = ("float32", (networks, 1, fan_out))
     size = _tensor_bytes(layout)
@@ -330,10 +330,12 @@ def _assemble(manifest: Manifest, sha: str, arrays: Arrays) -> Bundle:
         raise ValueError("its canary names a model that is not there")
     if not ((network_of >= 0) & (network_of < manifest.networks)).all():
         raise ValueError("its table of series names a network that is not there")
-    layers = range(len(manifest.spec.widths()) - 1)
+    spec = manifest.spec
+    layers = range(len(spec.widths()) - 1)
     network = Autoencoder(
         tuple(torch.from_numpy(arrays[f"weight.{layer}"]) for layer in layers),
         tuple(torch.from_numpy(arrays[f"bias.{layer}"]) for layer in layers),
+        spec.family.bend,
     )
     canary = Canary(Windows(arrays["canary.tail"], arrays["canary.anchor"], model), arrays["canary.errors"])
     scaling = Scaling(arrays["scaling.median"], arrays["scaling.spread"])

@@ -20,7 +20,7 @@ _MANY: Final = (
 )
 
 
-def bent(sums: Tensor) -> Tensor:
+def tangent(sums: Tensor) -> Tensor:
     """The tangent of a layer's sums, in place."""
     if sums.is_cpu and sums.numel() >= _MANY:
         bent: Tensor = _Tangent.apply(sums)  # type: ignore[no-untyped-call]  # torch's own
@@ -28,7 +28,7 @@ def bent(sums: Tensor) -> Tensor:
     return sums.tanh_()
 
 
-def misfit(output: Tensor, target: Tensor) -> Tensor:
+def mean_huber(output: Tensor, target: Tensor) -> Tensor:
     """The mean Huber loss (delta 1) of each network, float32[M], over float32[M, n, width].
 
     Where there are many values, its gradient has no gradient.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from models.autoencoder import ModelSpec
 from models.bundle import Bundle
 from models.history import Batches, History, Part, gather, topic_bounds, topic_source
+from models.spec import ModelSpec
 from models.training import Progress, train
 from pipeline.control import Standing
 from pipeline.detect import Detector
@@ -106,6 +106,8 @@ def learn(
             created_at=created_at,
             scope=detector.stream.model.scope,
             max_models=detector.stream.model.max_models,
+            device=detector.stream.training.device,
+            threads=detector.stream.training.threads,
             on_progress=lambda progress: on_step(_training(progress)),
         )
     except TooFewRows as error:

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 import torch
 
-from models.autoencoder import ModelSpec
+from models.spec import ModelSpec
 from pipeline.errors import BundleError, ConfigError
 
 MANIFEST_FILE: Final = "manifest.json"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from queue import SimpleQueue
+from typing import Final, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.autoencoder import Autoencoder, ModelSpec
+from models.autoencoder import Autoencoder
 from models.bundle import CANARY_WINDOWS, Bundle, Canary, seal, series_hash
 from models.cohorts import divide, shape
-from models.fitting import Lesson, fit
+from models.fitting import Lesson, device_for, fit
 from models.samples import (
     Int64s,
     Pool,
@@ -27,13 +30,18 @@ from models.samples import (
     windows_at,
 )
 from models.scaling import Scaling
+from models.spec import ModelSpec
 from models.stack import Stack
-from pipeline.config import TRAINING_WINDOWS, Scope
+from pipeline.config import TRAINING_WINDOWS, Device, Scope
 from pipeline.errors import TooFewRows
 from pipeline.ports import Errors, Float32s, Float64s, Windows
 
 _CALIBRATION_WINDOWS: Final = 1_024
-_NETWORKS_AT_ONCE: Final = 256  # bounds memory; networks do not know of each other
+_NETWORKS_AT_ONCE: Final = {"cpu": 128, "cuda": 4_096}
+"""By device: so many that an operator costs little by itself, and that fit a cache, or memory."""
+_News: TypeAlias = tuple[int, float, int, float] | Future[Autoencoder]
+"""Of a block: its number, share of steps done, networks finished and held-out loss; or that it is done."""
+
 _SHAPE_WINDOWS: Final = 64  # by which a series is put into a cohort
 _SHARED_KEY: Final = 0  # of networks that no single series names
 
@@ -46,7 +54,7 @@ class Progress:
         fraction: of the work there is at most, 0 to 1.
         finished: networks that are done.
         networks: all of them, the fallback included.
-        held_out_loss: mean over the block of networks at work, each in its best moment so far.
+        held_out_loss: mean over the networks at work or finished, each in its best moment so far.
     """
 
     fraction: float
@@ -68,13 +76,16 @@ def train(
     created_at: str,
     scope: Scope = "series",
     max_models: int = 1_000,
+    device: Device = "auto",
+    threads: int = 1,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Bundle:
     """Train a model for each series with enough rows, and the shared fallback on all series.
 
     A model is a network with a scaling and a calibration. The last two are always a series' own; who shares
     the network, ``scope`` says. The fallback sees windows under one pooled scaling, as it will when it meets
-    a series that has none. The result depends on the rows, the spec, ``scope`` and ``max_models`` alone.
+    a series that has none. The result depends on the rows, the spec, ``scope`` and ``max_models`` alone,
+    whatever the threads; another device, like another machine, rounds otherwise.
 
     Args:
         rows: history by series name; values float64[n, F] with F features as in ``spec``.
@@ -83,10 +94,13 @@ def train(
         created_at: ISO 8601; kept in the manifest.
         scope: which series share a network; see :func:`models.cohorts.divide`.
         max_models: networks of single series at most; see there.
-        on_progress: called every 50 steps; what it raises ends training.
+        device: where networks are trained; ``auto`` is a GPU where there is one.
+        threads: of the CPU, each of which trains some of the networks.
+        on_progress: called by this thread every 50 steps of each; what it raises ends training.
 
     Raises:
         TooFewRows: all series together do not have enough rows.
+        ConfigError: there is no such device.
         ValueError: columns do not fit the spec, or values are not finite.
     """
     _check(rows, spec)
@@ -97,7 +111,9 @@ def train(
     for number, members in enumerate(groups):
         network_of[members] = number
     lessons = [learned.lesson(members) for members in groups]
-    network = _train_all([*lessons, learned.fallback_lesson()], spec, on_progress)
+    network = _train_all(
+        [*lessons, learned.fallback_lesson()], spec, device_for(device), threads, on_progress
+    )
 
     stack = Stack(network, learned.scaling, network_of)
     errors = (stack.score(learned.held_out(model)) for model in range(len(network_of)))
@@ -216,24 +232,69 @@ def _usable(rows: SeriesRows, spec: ModelSpec) -> int:
 
 
 def _train_all(
-    lessons: Sequence[Lesson], spec: ModelSpec, on_progress: Callable[[Progress], None]
+    lessons: Sequence[Lesson],
+    spec: ModelSpec,
+    device: torch.device,
+    threads: int,
+    on_progress: Callable[[Progress], None],
 ) -> Autoencoder:
-    """Train in blocks of networks, for memory's sake."""
-    blocks = [lessons[i : i + _NETWORKS_AT_ONCE] for i in range(0, len(lessons), _NETWORKS_AT_ONCE)]
-    trained: list[Autoencoder] = []
-    before = 0
-    for number, block in enumerate(blocks):
+    """Train in blocks of networks, each by one of the threads; the caller's own tells how far they are.
 
-        def report(
-            share: float, finished: int, loss: float, number: int = number, before: int = before
-        ) -> None:
-            fraction = (number + share) / len(blocks)
-            on_progress(Progress(fraction, before + finished, len(lessons), loss))
+    Threads that train blocks of their own wait for nobody, as those would that share each product.
+    """
+    at_once = _NETWORKS_AT_ONCE[device.type]
+    blocks = [lessons[first : first + at_once] for first in range(0, len(lessons), at_once)]
+    news: SimpleQueue[_News] = SimpleQueue()
+    over = threading.Event()
 
-        trained.append(fit(block, spec, report))
-        before += len(block)
-    parts = zip(*(each.tensors() for each in trained), strict=True)
-    return Autoencoder.of([torch.cat(part) for part in parts])
+    def work(number: int) -> Autoencoder:
+        def report(share: float, finished: int, loss: float) -> None:
+            if over.is_set():
+                raise _Over
+            news.put((number, share, finished, loss))
+
+        return fit(blocks[number], spec, report, device)
+
+    with ThreadPoolExecutor(threads, "training") as workers:
+        works = [workers.submit(work, number) for number in range(len(blocks))]
+        try:
+            for each in works:
+                each.add_done_callback(news.put)
+            _follow(news, [len(block) for block in blocks], on_progress)
+        finally:
+            over.set()
+            for each in works:
+                each.cancel()
+    return Autoencoder.join([each.result() for each in works])
+
+
+def _follow(
+    news: SimpleQueue[_News], networks: Sequence[int], on_progress: Callable[[Progress], None]
+) -> None:
+    """Tell how far all blocks together are, until each is done; raises what ends one of them."""
+    of = np.array(networks)
+    share, finished, loss = np.zeros((3, len(of)))
+    begun, left = np.zeros(len(of), bool), len(of)
+    while left:
+        new = news.get()
+        if isinstance(new, Future):
+            new.result()
+            left -= 1
+            continue
+        number, share[number], finished[number], loss[number] = new
+        begun[number] = True
+        on_progress(
+            Progress(
+                float(share @ of / of.sum()),
+                int(finished.sum()),
+                int(of.sum()),
+                float(loss @ of / (begun @ of)),
+            )
+        )
+
+
+class _Over(Exception):  # noqa: N818 - not an error: nobody waits for this block any longer
+    """Ends the training of a block."""
 
 
 def _windows(raw: Float64s, model: int) -> Windows:

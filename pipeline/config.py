@@ -225,7 +225,9 @@ Scope = Literal["series", "cohort", "global"]
 class Model(Section):
     """The autoencoder of a stream."""
 
-    kind: Literal["undercomplete"] = "undercomplete"
+    kind: Literal["undercomplete", "denoising", "sparse", "contractive", "variational", "pca"] = Field(
+        "undercomplete", description="what keeps the autoencoder from copying its input"
+    )
     window: int = Field(32, ge=2, le=512, description="rows in a window")
     hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] | None = Field(
         None, description="widths between input and code; the decoder mirrors them; default: from the input"

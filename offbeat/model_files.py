@@ -28,7 +28,7 @@ _ARRAY: Final = ".npy"
 _FORMS: Final = (".csv", ".tsv", ".parquet", ".pq", _ARRAY)
 _WINDOWS_AT_ONCE: Final = 16_384  # windows share rows in the file, and no longer where they are scaled
 
-Columns = Mapping[str, Collection[object]]
+Columns = dict[str, Collection[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def encode(codec: Codec, source: Path, to: Path, naming: Naming) -> int:
     """
     cut = _Cut.of(codec, _read(source, codec.spec.features, naming), source)
     codes = np.concatenate([codec.encode(windows, series) for windows, series in cut.blocks()])
-    _write(to, codes, {"row": cut.row} | _told(cut.series), _code_columns(codec))
+    _write(to, codes, {"row": cut.row, **_told(cut.series)}, _code_columns(codec))
     return len(codes)
 
 
@@ -121,7 +121,7 @@ def reconstruct(codec: Codec, source: Path, to: Path, naming: Naming) -> int:
         errors = restored.errors
         parts.append(np.column_stack([restored.windows[:, -1], errors.window, errors.last]))
     names = [*codec.spec.features, "error", "last_error"]
-    _write(to, np.concatenate(parts), {"row": cut.row} | _told(cut.series), names)
+    _write(to, np.concatenate(parts), {"row": cut.row, **_told(cut.series)}, names)
     return len(cut.row)
 
 
@@ -137,8 +137,9 @@ def write_windows(codec: Codec, windows: Float64s, to: Path, series: Sequence[st
     count, rows, features = windows.shape
     if to.suffix.lower() != _ARRAY:
         windows = windows.reshape(-1, features)
-    place = {"window": np.repeat(np.arange(count), rows), "step": np.tile(np.arange(rows), count)}
-    _write(to, windows, place | _told([name for name in series for _ in range(rows)]), codec.spec.features)
+    places = {"window": np.repeat(np.arange(count), rows), "step": np.tile(np.arange(rows), count)}
+    each = [name for name in series for _ in range(rows)]
+    _write(to, windows, {**places, **_told(each)}, codec.spec.features)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -214,10 +215,11 @@ def _read(path: Path, columns: Sequence[str], naming: Naming) -> Table:
     check_form(path)
     if not path.is_file():
         raise NotFound(f"{path}: no such file")
+    series: list[str] = []
     if path.suffix.lower() == _ARRAY:
         if naming.column is not None:
             raise ConfigError(f"{path}: an array has no columns; name the one series of its rows (--series)")
-        values, series = _array(path), []
+        values = _array(path)
     else:
         values, series = _table(path, columns, naming)
     if not len(values):

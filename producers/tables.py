@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -176,7 +176,7 @@ def _plain_times(batch: Any, pa: Any) -> Any:  # noqa: ANN401 - pyarrow has no t
     return pa.Table.from_batches([batch]).cast(pa.schema(fields), safe=False)
 
 
-def write(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
+def write(path: Path, columns: Mapping[str, Collection[object]]) -> None:
     """Write columns of equal length into a new CSV or Parquet file, by its suffix; one that is there goes.
 
     Raises:

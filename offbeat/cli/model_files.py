@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offbeat.cli.columns import counted
-from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, StreamArgument, chosen_stream, load_config
-from pipeline.errors import ConfigError, NotFound
+from offbeat.cli.models import chosen_bundle, opened
+from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, StreamArgument
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from models import Codec
@@ -132,25 +133,14 @@ def _naming(series: str | None, column: str | None) -> Naming:
     return Naming(series, column)
 
 
-def _codec(path: Path, stream: str | None, bundle: str | None, to: Path) -> Codec:
-    """The bundle that was named, or the stream's champion."""
+def _codec(config: Path, stream: str | None, bundle: str | None, to: Path) -> Codec:
+    """Of the bundle that was named, or of the stream's champion."""
     from models import Codec
-    from offbeat import app
-    from offbeat.controls import standing
     from offbeat.model_files import check_form
 
     check_form(to)
-    config = load_config(path)
-    name = chosen_stream(config, stream)
-    registry = app.registry(config)
-    if bundle is None:
-        with app.open_bus(config.bus) as broker:
-            bundle = standing(config, broker).champions.get(name)
-        if bundle is None:
-            raise NotFound(f"stream {name!r} has no model in use; train one (`offbeat train {name}`)")
-    else:
-        bundle = registry.find(name, bundle)
-    return Codec(registry.load(name, bundle))
+    with opened(config, stream, "encode") as at:
+        return Codec(at.registry.load(at.stream, chosen_bundle(at, bundle)))
 
 
 def add_to(models: typer.Typer) -> None:
@@ -159,9 +149,9 @@ def add_to(models: typer.Typer) -> None:
         epilog="Examples: `offbeat models encode pumps --in rows.csv --out codes.csv`; "
         "`offbeat models encode --in rows.npy --out codes.npy --series pump-1`"
     )(encode)
-    models.command(
-        epilog="Example: `offbeat models decode pumps --in codes.csv --out windows.parquet`"
-    )(decode)
+    models.command(epilog="Example: `offbeat models decode pumps --in codes.csv --out windows.parquet`")(
+        decode
+    )
     models.command(
         epilog="Example: `offbeat models reconstruct pumps --in rows.parquet --out expected.parquet`"
     )(reconstruct)

@@ -59,7 +59,7 @@ bench: $(READY) ## measure, write build/bench.json and docs/performance.md (25 m
 false-alarms: $(READY) ## what each alert rule is worth, on real series at OFFBEAT_DATA (1 minute); writes docs/false-alarms.md
 	$(BIN)/python benchmarks/false_alarms.py --page docs/false-alarms.md
 
-quality: $(READY) ## how well each detector detects, on real series at OFFBEAT_DATA (15 minutes); writes docs/quality.md
+quality: $(READY) ## how well detectors detect, on real series at OFFBEAT_DATA (15 minutes)
 	$(BIN)/python benchmarks/quality.py --page docs/quality.md
 
 $(READY): pyproject.toml constraints.txt

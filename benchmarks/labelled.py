@@ -9,9 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,11 +25,12 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402 - the path comes first
 from numpy.typing import NDArray  # noqa: E402
 
-from models import Bundle, Registry, StackScorer  # noqa: E402
-from offbeat.history import Part  # noqa: E402
-from offbeat.training import Source, learn  # noqa: E402
+from models import Bundle, StackScorer, load, save  # noqa: E402
+from models.history import Part  # noqa: E402
+from models.learning import Source, learn  # noqa: E402
+from models.spec import model_spec  # noqa: E402
 from pipeline.alerts import Transition, nanoseconds  # noqa: E402
-from pipeline.config import Config, Stream  # noqa: E402
+from pipeline.config import Stream  # noqa: E402
 from pipeline.control import NO_DECISIONS, Decisions  # noqa: E402
 from pipeline.detect import Detector, Outputs  # noqa: E402
 from pipeline.ports import Calibrated, Errors, Explanation, Scorer, Windows  # noqa: E402
@@ -214,26 +213,17 @@ def train(data: DataSet, settings: Settings | None = None, kept: Path | None = N
     """
     stream = data.stream(settings)
     if kept is None:
-        with tempfile.TemporaryDirectory() as folder:
-            return _learn(data, stream, Path(folder))
+        return _learn(data, stream)
     folder = kept / _content(data, stream)
     if not folder.is_dir():
-        kept.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=kept))
-        try:
-            _learn(data, stream, draft)
-            draft.rename(folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    registry = Registry(folder)
-    [bundle_id] = registry.bundles(data.name)
-    return registry.load(data.name, bundle_id)
+        save(_learn(data, stream), folder)
+    return load(folder)
 
 
 def _content(data: DataSet, stream: Stream) -> str:
     """A digest of rows, settings and the code that learns."""
     digest = blake2b(digest_size=16)
-    for path in (*sorted((ROOT / "models").glob("*.py")), ROOT / "offbeat/history.py", Path(__file__)):
+    for path in (*sorted((ROOT / "models").glob("*.py")), Path(__file__)):
         digest.update(path.read_bytes())
     digest.update(stream.model_dump_json(include={"events", "model", "training"}).encode())
     for each in data.every:
@@ -242,14 +232,17 @@ def _content(data: DataSet, stream: Stream) -> str:
     return digest.hexdigest()
 
 
-def _learn(data: DataSet, stream: Stream, folder: Path) -> Bundle:
-    config = Config(registry=str(folder), streams={data.name: stream})
+def _learn(data: DataSet, stream: Stream) -> Bundle:
     batches: list[Callable[[], Iterator[RecordBatch]]] = [partial(_learned, each) for each in data.every]
-    source = Source(batches, None, {"files": [each.name for each in data.every]})
-    learned = learn(
-        config, data.name, source, Part(stream.training.rows), _ignore, freezes=[], promote=_ignore
-    )
-    return Registry(folder).load(data.name, learned.bundle_id)
+    return learn(
+        Detector("benchmark", data.name, stream),
+        model_spec(stream),
+        Source(batches, None, {"files": [each.name for each in data.every]}),
+        Part(stream.training.rows),
+        _ignore,
+        freezes=[],
+        created_at="",
+    ).bundle
 
 
 def _learned(series: Series) -> Iterator[RecordBatch]:

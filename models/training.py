@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import torch
 
-from models.autoencoder import Autoencoder, ModelSpec
+from models.autoencoder import Autoencoder
 from models.bundle import CANARY_WINDOWS, Bundle, Canary, seal, series_hash
 from models.fitting import Lesson, fit
 from models.samples import (
@@ -24,6 +23,7 @@ from models.samples import (
     windows_at,
 )
 from models.scaling import Scaling
+from models.spec import ModelSpec
 from models.stack import Stack
 from pipeline.config import TRAINING_WINDOWS
 from pipeline.errors import TooFewRows
@@ -195,8 +195,7 @@ def _train_all(
 
         trained.append(fit(block, spec, report))
         before += len(block)
-    parts = zip(*(each.tensors() for each in trained), strict=True)
-    return Autoencoder.of([torch.cat(part) for part in parts])
+    return Autoencoder.join(trained)
 
 
 def _windows(raw: Float64s, model: int) -> Windows:

@@ -11,7 +11,6 @@ import numpy as np
 from models.bundle import Bundle
 from models.samples import as_windows
 from models.scorer import StackScorer
-from models.stack import Stack
 from pipeline.errors import ConfigError
 from pipeline.ports import Errors, Float32s, Float64s, Int32s
 
@@ -47,7 +46,7 @@ class Codec:
     def __init__(self, bundle: Bundle) -> None:
         self.spec = bundle.manifest.spec
         self._scorer = StackScorer(bundle)
-        self._stack = Stack(bundle.network, bundle.scaling)
+        self._stack = bundle.stack()
 
     def cut(self, rows: Float64s) -> Float64s:
         """The windows float64[n - W + 1, W, F] of rows float64[n, F] without a gap, by where they end."""

@@ -27,7 +27,9 @@ def test_the_tutorial_can_be_followed(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stderr
-    off = {name: float(by) for name, by in re.findall(r"^(\w+): 64 .*off by ([\d.]+)", done.stdout, re.MULTILINE)}
+    off = {
+        name: float(by) for name, by in re.findall(r"^(\w+): 64 .*off by ([\d.]+)", done.stdout, re.MULTILINE)
+    }
     assert off["autoencoder"] < off["PCA"] < 2.5
     [(network, linear)] = re.findall(r"^\| 4 \| ([\d.]+) .*\| ([\d.]+) ", done.stdout, re.MULTILINE)
     assert float(network) > 0.85

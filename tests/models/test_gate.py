@@ -8,11 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import SPEC, waves
+from machines import SPEC, waves
 from replaying import history, source, stream
 
 from models import Bundle, SeriesRows, StackScorer, train
-from models.autoencoder import Autoencoder
 from models.baselines import EwmaZ
 from models.gate import Comparison, Ruling, gate
 from models.intervals import Estimate
@@ -60,7 +59,7 @@ def with_lines(bundle: Bundle, times: float) -> Bundle:
 def with_bias(bundle: Bundle, by: float) -> Bundle:
     """A bundle whose last layer is damaged."""
     *biases, last = bundle.network.biases
-    return replace(bundle, network=Autoencoder(bundle.network.weights, (*biases, last + by)))
+    return replace(bundle, network=replace(bundle.network, biases=(*biases, last + by)))
 
 
 def verdicts(ruling: Ruling) -> dict[str, str]:

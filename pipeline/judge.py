@@ -9,11 +9,32 @@ from numpy.typing import NDArray
 
 from pipeline.align import BACK, GONE, SILENT, Items
 from pipeline.episodes import FIRED, FIRING, NOTHING, RESOLVED, clear, frozen, impose, step
+from pipeline.companions import (
+    Companions,
+    Scratch,
+    Seeds,
+    alerted,
+    begin,
+    begin_again,
+    error_weight,
+    go_on,
+    joined,
+    learn_level,
+    learn_rarity,
+    learn_shape,
+    level_of,
+    nearest_shape,
+    rarity_of,
+    scaled,
+    shape_error_of,
+    shapes_z_of,
+)
 from pipeline.kernels import Row, kernel
+from pipeline.moments import deviations, pace
 from pipeline.policy import JudgePolicy
 from pipeline.ports import Float32s, Float64s, Int32s
 from pipeline.records import Int64s
-from pipeline.thresholds import ACCEPTED, BINS, learn, line, start, start_again
+from pipeline.thresholds import ACCEPTED, BINS, learn, line, most, start, start_again
 
 ANOMALY, SILENCE = 0, 1
 RECOVERED, IS_GONE = 0, 1
@@ -27,7 +48,8 @@ class Verdicts(NamedTuple):
     """What came of the items of one piece.
 
     score, last_score (of the last row's own error) and threshold float64[items], NaN for items that were
-    not judged; rule int8[items], what decided (:func:`pipeline.episodes.step`); silenced bool[items], set
+    not judged; channels float64[items, 4], only with the policy `joint`: how many standard deviations the
+    error, the level and the shapes are above their means, and the rarity of the level; rule int8[items], what decided (:func:`pipeline.episodes.step`); silenced bool[items], set
     before: the row teaches nothing because somebody said so; imposed int8[items] (JUDGE, or the NOTHING,
     FIRED, RESOLVED, WORSENED of a time before) with the imposed_start_ns int64 of the episode that fired.
     Transitions, of which size[0] are in use: item int32, kind uint8 (ANOMALY, SILENCE), change uint8 (FIRED,
@@ -38,6 +60,7 @@ class Verdicts(NamedTuple):
     score: Float64s
     last_score: Float64s
     threshold: Float64s
+    channels: Float64s
     rule: NDArray[np.int8]
     silenced: NDArray[np.bool_]
     imposed: NDArray[np.int8]
@@ -58,6 +81,7 @@ class Verdicts(NamedTuple):
             np.empty(items),
             np.empty(items),
             np.empty(items),
+            np.empty((items, 4)),
             np.empty(items, np.int8),
             np.zeros(items, bool),
             np.full(items, JUDGE, np.int8),
@@ -108,6 +132,55 @@ def _bring(row: Row, sketch: Float32s, kind: int, time_ns: int, item: int, out: 
             sketch[n] = 0.0
 
 
+class Joining(NamedTuple):
+    """What the companions are judged by.
+
+    ``now`` by slot, ``seeds`` of the bundle and entry int32[slots] among them; sight float64[3]: of the row
+    being judged the distance to the nearest prototype, which that is, and the error of the shapes.
+    """
+
+    now: Companions
+    seeds: Seeds
+    entry: Int32s
+    scratch: Scratch
+    sight: Float64s
+
+
+@kernel
+def _see(joining: Joining, slot: int, items: Items, i: int, accepted: bool, channels: Float64s) -> None:
+    """Write down how far the companions take a row to be from what is normal; it teaches them nothing yet."""
+    now, seeds, entry = joining.now, joining.seeds, joining.entry[slot]
+    values, window = items.values[i], items.window[i]
+    nearest, distance = nearest_shape(
+        now, slot, items.tails[window], items.anchors[window], seeds, entry, joining.scratch
+    )
+    error = shape_error_of(now, slot, distance)
+    if accepted:
+        begin_again(now, slot, values, error, seeds, entry)
+    channels[1] = level_of(now, slot, values, seeds, entry, joining.scratch)
+    channels[2] = shapes_z_of(now, slot, error)
+    channels[3] = rarity_of(now, slot, scaled(values[0], seeds.median[entry, 0], seeds.spread[entry, 0]))
+    joining.sight[0] = distance
+    joining.sight[1] = nearest
+    joining.sight[2] = error
+
+
+@kernel
+def _keep(
+    joining: Joining, slot: int, values: Float64s, channels: Float64s, taught: bool, by_time: float, policy: JudgePolicy
+) -> None:
+    """Take the row that was seen last to the newest ones and, unless it is not to be, to what is normal."""
+    now, seeds, entry = joining.now, joining.seeds, joining.entry[slot]
+    distance, nearest, error = joining.sight[0], int(joining.sight[1]), joining.sight[2]
+    value = scaled(values[0], seeds.median[entry, 0], seeds.spread[entry, 0])
+    go_on(now, slot, channels[0], channels[2], distance, value, joining.scratch)
+    if taught:
+        learn_level(now, slot, values, seeds, entry, min(policy.level_weight, by_time))
+        weight = min(policy.error_weight, by_time)
+        learn_shape(now, slot, nearest, distance, error, weight, joining.scratch)
+        learn_rarity(now, slot, value)
+
+
 @kernel
 def judge(
     rows: NDArray[np.void],
@@ -117,6 +190,7 @@ def judge(
     window_error: Float64s,
     last_error: Float64s,
     deviates: NDArray[np.int8],
+    joining: Joining,
     policy: JudgePolicy,
     raised: float,
     attributes: Int64s,
@@ -142,12 +216,23 @@ def judge(
             error, last = window_error[window], last_error[window]
             if row.rows == 0.0:
                 start(row, sketch, calibration[slot], policy)
+                begin(joining.now, slot, joining.seeds, joining.entry[slot])
                 row.judged_ns = time_ns
-            if row.rows == ACCEPTED:
+            accepted = row.rows == ACCEPTED
+            if accepted:
                 start_again(row, sketch, calibration[slot], error, last, policy)
-            threshold = raised * line(row.error_mean, row.error_variance, sketch[:BINS], policy)
-            score = error / threshold
-            last_score = last / (raised * line(row.last_mean, row.last_variance, sketch[BINS:], policy))
+            if policy.joint_line > 0.0:
+                channels = out.channels[i]
+                _see(joining, slot, items, i, accepted, channels)
+                channels[0] = deviations(error, row.error_mean, row.error_variance)
+                last_z = deviations(last, row.last_mean, row.last_variance)
+                threshold = raised * policy.joint_line * (1.0 + joining.now.scalars[slot, 0].grown)
+                score = joined(channels[0], channels[1], channels[2], channels[3]) / threshold
+                last_score = joined(last_z, channels[1], channels[2], channels[3]) / threshold
+            else:
+                threshold = raised * line(row.error_mean, row.error_variance, sketch[:BINS], policy)
+                score = error / threshold
+                last_score = last / (raised * line(row.last_mean, row.last_variance, sketch[BINS:], policy))
             high = score >= 1.0 or last_score >= policy.recovery_line
             if policy.asks_deviation and high and deviates[window] == UNKNOWN:
                 return i
@@ -162,10 +247,18 @@ def judge(
             rule = impose(row, time_ns, score, last_score, counts, policy, change, start_ns)
         if change != NOTHING:
             _note(out, i, ANOMALY, change, RECOVERED, row.start_ns, row.peak, row.revision)
-        if out.silenced[i] or frozen(row, time_ns, policy):
-            attributes[1] += 1
+        taught = not (out.silenced[i] or frozen(row, time_ns, policy))
+        by_time = most(row, time_ns, policy)
+        weight = pace(min(policy.error_weight, by_time), row.rows)
+        if policy.joint_line > 0.0:
+            if change == FIRED:
+                alerted(joining.now, slot)
+            _keep(joining, slot, items.values[i], out.channels[i], taught, by_time, policy)
+            weight = error_weight(joining.now, slot, weight, row.rows)
+        if taught:
+            learn(row, sketch, error, last, weight, policy)
         else:
-            learn(row, sketch, error, last, time_ns, policy)
+            attributes[1] += 1
         row.judged_ns = time_ns
         out.score[i] = score
         out.last_score[i] = last_score

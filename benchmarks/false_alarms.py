@@ -29,8 +29,9 @@ import numpy as np  # noqa: E402 - the path comes first
 from numpy.typing import NDArray  # noqa: E402
 
 from models import Registry, StackScorer  # noqa: E402
-from offbeat.history import Part  # noqa: E402
-from offbeat.training import Source, learn  # noqa: E402
+from models.history import Part  # noqa: E402
+from models.learning import Source  # noqa: E402
+from offbeat.training import learn  # noqa: E402
 from pipeline.alerts import nanoseconds  # noqa: E402
 from pipeline.config import Config, Ewma, Stream  # noqa: E402
 from pipeline.control import Decisions  # noqa: E402

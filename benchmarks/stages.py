@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from consumers.replayer import Replayer
+from models.history import topic_bounds
 from offbeat.app import StreamModels, open_replay
 from offbeat.benchmark.installation import bundle_id
 from offbeat.benchmark.passes import Job, batches, consume, whole
-from offbeat.history import topic_bounds
 from pipeline.detect import Detector
 from pipeline.ports import Errors, Scorer, Windows
 from pipeline.readings import Decoder

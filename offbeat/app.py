@@ -13,13 +13,13 @@ import pipeline.bus
 from offbeat.controls import Control, who
 from pipeline.config import Config, Stream
 from pipeline.control import policy_sha, settings_of
-from pipeline.errors import BundleError, ConfigError, NotFound
+from pipeline.errors import ConfigError, NotFound
 from pipeline.records import TopicSpec
 
 if TYPE_CHECKING:  # these pull in torch, numba or redis, which most commands do not need
     from consumers.notifier import Parts as NotifierParts
     from consumers.replayer import Parts as ReplayParts
-    from models import ModelSpec, Registry
+    from models import Registry
     from pipeline.loop import Parts
     from pipeline.notifications import Notification
     from pipeline.ports import Broker, Scorer
@@ -66,39 +66,6 @@ def registry(config: Config) -> Registry:
     return Registry(config.registry)
 
 
-def model_spec(stream: Stream) -> ModelSpec:
-    """What a stream's settings ask of its model.
-
-    Raises:
-        ConfigError: the network's shape does not make sense.
-    """
-    from models import ModelSpec
-
-    model = stream.model
-    return ModelSpec(
-        features=stream.feature_names,
-        window_rows=model.window,
-        kind=model.kind,
-        hidden=model.hidden,
-        code=model.code,
-        seed=stream.training.seed,
-        steps=stream.training.steps,
-        transforms=transforms(stream),
-    )
-
-
-def transforms(stream: Stream) -> str:
-    """How a stream's features are made from events, in words; bundles of another making do not fit."""
-    events = stream.events
-    changed = [
-        f"{name}: {feature.transform}"
-        for name, feature in events.features.items()
-        if feature.transform != "none"
-    ]
-    grid = "each event a row" if events.every is None else f"{events.combine} of every {events.every:g} s"
-    return ", ".join([grid, *changed])
-
-
 class StreamModels:
     """The bundles of one stream; see :class:`pipeline.ports.Models`."""
 
@@ -108,28 +75,11 @@ class StreamModels:
     def scorer(self, bundle_id: str, settings: Stream) -> Scorer:
         """See :meth:`pipeline.ports.Models.scorer`."""
         from models import StackScorer
+        from models.spec import check_fits
 
         bundle = self._registry.load(self._name, bundle_id)
         check_fits(bundle.manifest.spec, bundle_id, self._name, settings)
         return StackScorer(bundle)
-
-
-def check_fits(spec: ModelSpec, bundle_id: str, name: str, stream: Stream) -> None:
-    """Refuse a bundle that was trained for other rows than the stream has now.
-
-    Raises:
-        BundleError: names both and the remedy.
-    """
-    for what, has, wants in (
-        ("features", ", ".join(spec.features), ", ".join(stream.feature_names)),
-        ("windows of", f"{spec.window_rows} rows", f"{stream.model.window} rows"),
-        ("rows made as", repr(spec.transforms), repr(transforms(stream))),
-    ):
-        if has != wants:
-            raise BundleError(
-                f"bundle {bundle_id[:12]} has {what} {has}; stream {name!r} is set to {wants}: train it "
-                f"again (`offbeat train {name}`) or set the stream back"
-            )
 
 
 def output_topics(config: Config) -> list[TopicSpec]:

@@ -10,6 +10,7 @@ from enum import StrEnum
 import numpy as np
 
 from models import Registry
+from models.spec import check_fits
 from offbeat import app
 from pipeline.config import Config, Stream
 from pipeline.control import ControlLog, ControlView, policy_sha, settings_of
@@ -273,7 +274,7 @@ def _bundle(config: Config, name: str, bundle_id: str | None) -> Iterator[Findin
         return
     try:
         bundle = Registry(config.registry).load(name, bundle_id)
-        app.check_fits(bundle.manifest.spec, bundle_id, name, config.stream(name))
+        check_fits(bundle.manifest.spec, bundle_id, name, config.stream(name))
     except OffbeatError as error:
         yield Finding(Level.MEND, about, str(error), f"train again: `offbeat train {name}`")
         return

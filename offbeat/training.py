@@ -5,51 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 
-from models import ModelSpec, Progress, StackScorer, train
+from models import ModelSpec, StackScorer, learning
+from models.history import Batches, Part
+from models.learning import OnStep, Source
+from models.spec import model_spec
 from offbeat import app
-from offbeat.history import Batches, History, Part, file_source, gather, topic_bounds, topic_source
 from pipeline.config import Config
 from pipeline.control import Standing
 from pipeline.detect import Detector
-from pipeline.errors import TooFewRows
 from pipeline.ports import Reader
-from pipeline.records import TopicPartition
+from pipeline.records import RecordBatch, TopicPartition
 from producers import files
 from producers.files import FileOptions, FilesReport, Layout
 
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """How far training is.
-
-    Attributes:
-        phase: ``reading`` or ``training``.
-        fraction: of this phase, 0 to 1; None when its length is not known.
-        detail: figures for people.
-    """
-
-    phase: str
-    fraction: float | None
-    detail: str
-
-
-OnStep = Callable[[Step], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where rows come from.
-
-    Attributes:
-        batches: opens each partition's records.
-        records: how many there are, None when it is not known.
-        described: the same for the bundle's manifest, as JSON values.
-    """
-
-    batches: Sequence[Batches]
-    records: int | None
-    described: dict[str, object]
+_FILE_RECORDS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +63,9 @@ def from_topic(
 ) -> Source:
     """A stream's own topic, by the timestamps of its records.
 
-    Raises:
-        NotFound: the topic does not exist.
-        BusDown: the bus cannot be reached.
+    Raises as :func:`models.learning.from_topic`.
     """
-    topic = config.stream(stream).topic
-    bounds = topic_bounds(reader, topic, _ms(since), _ms(until))
-    return Source(
-        [topic_source(reader, TopicPartition(topic, number), each) for number, each in bounds.items()],
-        sum(each.end_offset - each.first_offset for each in bounds.values()),
-        {
-            "topic": topic,
-            "topic_id": next(iter(bounds.values())).topic_id,
-            "partitions": {
-                str(number): {"first_offset": each.first_offset, "next_offset": each.end_offset}
-                for number, each in bounds.items()
-            },
-        },
-    )
+    return learning.from_topic(reader, config.stream(stream).topic, _ms(since), _ms(until))
 
 
 def _ms(at: datetime | None) -> int | None:
@@ -124,7 +80,20 @@ def from_files(found: Sequence[Layout], options: FileOptions, report: FilesRepor
         report.bad_rows_shown.clear()
         return files.events(found, options, report)
 
-    return Source([file_source(events)], None, {"files": [str(each.path) for each in found]})
+    return Source([_records(events)], None, {"files": [str(each.path) for each in found]})
+
+
+def _records(events: Callable[[], Iterator[files.Event]]) -> Batches:
+    """Events of files as the records that `offbeat produce files` would make of them."""
+
+    def batches() -> Iterator[RecordBatch]:
+        partition, offset, opened = TopicPartition("files", 0), 0, events()
+        while group := list(islice(opened, _FILE_RECORDS)):
+            records = [(event.series.encode(), event.value, round(event.time * 1000)) for event in group]
+            yield RecordBatch.of(partition, offset, records)
+            offset += len(group)
+
+    return batches
 
 
 def learn(
@@ -148,21 +117,17 @@ def learn(
         BusDown, InputError: while reading.
     """
     settings = config.stream(stream)
-    spec = app.model_spec(settings)
-    detector = Detector(config.namespace, stream, settings)
-    history = gather(detector, source.batches, part, freezes, _reading(source, part, on_step))
-    try:
-        bundle = train(
-            history.series,
-            spec,
-            source={**source.described, "first": part.first, "rows_a_series": history.rows_limit},
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            on_progress=lambda progress: on_step(_training(progress)),
-        )
-    except TooFewRows as error:
-        raise _said(stream, history, error) from None
-    registry = app.registry(config)
-    bundle_id = registry.save(stream, bundle)
+    taught = learning.learn(
+        Detector(config.namespace, stream, settings),
+        model_spec(settings),
+        source,
+        part,
+        on_step,
+        freezes=freezes,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    bundle, history = taught.bundle, taught.history
+    bundle_id = app.registry(config).save(stream, bundle)
     predecessor = promote(bundle_id)
 
     names = sorted(history.series)
@@ -191,31 +156,3 @@ def learn(
         fallback_error=float(fallback[0]),
         fallback_error_sd=float(fallback[1]),
     )
-
-
-def _reading(source: Source, part: Part, on_step: OnStep) -> Callable[[int], None]:
-    passes = 1 if part.first == 1 else 2
-    total = None if source.records is None else max(passes * source.records, 1)
-    done = 0
-
-    def read(records: int) -> None:
-        nonlocal done
-        done += records
-        fraction = None if total is None else min(done / total, 1.0)
-        on_step(Step("reading", fraction, f"{done // passes:,} records"))
-
-    return read
-
-
-def _training(progress: Progress) -> Step:
-    detail = f"{progress.finished} of {progress.networks} models, held-out loss {progress.held_out_loss:.3f}"
-    return Step("training", progress.fraction, detail)
-
-
-def _said(stream: str, history: History, error: TooFewRows) -> TooFewRows:
-    """The same with the stream, and with the records and rows that could not be used, where there are any."""
-    unread = history.bins.get("dead_lettered", 0) + history.bins.get("corrupt", 0)
-    why = f" ({unread:,} of {history.records:,} records could not be read)" if unread else ""
-    if history.frozen:
-        why += f" ({history.frozen:,} rows are frozen by silences)"
-    return TooFewRows(f"stream {stream!r}{why}: {error}", have=error.have, need=error.need)

@@ -354,6 +354,18 @@ class Stream(Section):
         return tuple(self.events.features)
 
     @property
+    def transforms(self) -> str:
+        """How rows are made from events, in words; bundles of another making do not fit."""
+        events = self.events
+        changed = [
+            f"{name}: {feature.transform}"
+            for name, feature in events.features.items()
+            if feature.transform != "none"
+        ]
+        grid = "each event a row" if events.every is None else f"{events.combine} of every {events.every:g} s"
+        return ", ".join([grid, *changed])
+
+    @property
     def rows_sha(self) -> str:
         """A digest of all that a row is made of; series begin anew when it changes.
 

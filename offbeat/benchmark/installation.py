@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from models import Registry, SeriesRows, train
-from offbeat.app import model_spec
+from models.spec import model_spec
 from pipeline.config import Config
 from producers.synthetic import Synthetic, SyntheticOptions
 

@@ -23,8 +23,6 @@ group = typer.Typer(no_args_is_help=True, help="Check a configuration, put it in
 @group.command(epilog="Example: `offbeat config check --config /etc/offbeat/offbeat.yaml`")
 def check(*, config: ConfigFile = DEFAULT_CONFIG, json: Json = False) -> None:
     """Check a configuration; every mistake is told with its file, line and path."""
-    from offbeat.app import transforms
-
     loaded = load_config(config)
     if json:
         print_json(loaded.model_dump(mode="json", by_alias=True))
@@ -33,7 +31,7 @@ def check(*, config: ConfigFile = DEFAULT_CONFIG, json: Json = False) -> None:
     for name, stream in loaded.streams.items():
         typer.echo(
             f"  {name}: topic {stream.topic}, features {', '.join(stream.feature_names)}, "
-            f"{transforms(stream)}, windows of {stream.model.window} rows, "
+            f"{stream.transforms}, windows of {stream.model.window} rows, "
             f"{stream.threshold.policy} threshold"
         )
 

@@ -96,7 +96,7 @@ def _ms(text: str | None, option: str) -> int | None:
 
 def _prepared(parts: Parts, first_ms: int | None, end_ms: int | None) -> tuple[list[Replay], list[str]]:
     from consumers.replayer import Replayer
-    from offbeat.history import topic_bounds
+    from models.history import topic_bounds
 
     topic = parts.config.stream(parts.stream).topic
     return Replayer(parts).prepare(topic_bounds(parts.reader, topic, first_ms, end_ms))

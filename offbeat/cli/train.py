@@ -37,8 +37,8 @@ from pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from models.history import Part
     from offbeat.controls import Control
-    from offbeat.history import Part
     from offbeat.training import Learned
     from pipeline.config import Config
     from pipeline.control import Standing
@@ -102,7 +102,7 @@ def train(
         raise ConfigError(f"--first is {first:g}; give a share above 0 and up to 1, such as 0.15")
     if files and (since or until):
         raise ConfigError("--from and --to choose from a topic; leave them out with --files")
-    from offbeat.history import Part
+    from models.history import Part
 
     settings = loaded.stream(name)
     part = Part(rows or settings.training.rows, first)

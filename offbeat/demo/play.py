@@ -18,11 +18,13 @@ import msgspec
 
 from consumers import detector
 from models import rows_needed
+from models.history import Part
+from models.learning import Step
+from models.spec import model_spec
 from offbeat import app, training
 from offbeat.cli.stopping import Stop
 from offbeat.controls import Control, who
 from offbeat.demo.scene import Scene
-from offbeat.history import Part
 from pipeline.alerts import Alert
 from pipeline.config import Config
 from pipeline.detect import Detector
@@ -143,7 +145,7 @@ class Play:
 
     def learn(self) -> None:
         """Gather readings; a machine that stalls needs longer than asked for."""
-        need = rows_needed(app.model_spec(self._stream))
+        need = rows_needed(model_spec(self._stream))
         self._begin("learning")
         self._watch(self._seconds)
         self._await(lambda: self._scene.sent >= need, f"{need} readings to learn from")
@@ -227,7 +229,7 @@ class Play:
         self._scene.begin(phase, detail)
         self._tick()
 
-    def _show_step(self, step: training.Step) -> None:
+    def _show_step(self, step: Step) -> None:
         self._scene.fraction, self._scene.detail = step.fraction, step.detail
         self._tick()
 

@@ -22,10 +22,11 @@ from consumers.incidents import Incidents
 from consumers.replayer import Replayer, compare
 from consumers.tracer import Line, Trace
 from models import Registry, StackScorer
-from offbeat.history import Part
+from models.history import Part
+from models.learning import Source
 from offbeat.show import facts
 from offbeat.silencing import silences_of
-from offbeat.training import Source, learn
+from offbeat.training import learn
 from pipeline.alerts import Alert, timestamp
 from pipeline.config import Config
 from pipeline.control import ControlView, Decisions, Silenced, Standing

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from models import ModelSpec, Registry, SeriesRows, train
-from offbeat import app
+from models.spec import model_spec
 from pipeline import config
 from pipeline.records import Send
 
@@ -99,7 +99,7 @@ def _values(random_: random.Random, row: int, series: int) -> tuple[float, float
 def learn(registry: Path) -> tuple[str, str]:
     """Train two bundles into a registry; returns their ids."""
     settings = config.parse(settings_text("training", "sqlite://", registry, registry, 0))
-    spec = app.model_spec(settings.stream(STREAM))
+    spec = model_spec(settings.stream(STREAM))
     random_ = random.Random(1)
     rows = {
         f"s{series}": SeriesRows(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from installation import STREAM, Installation
 
+from models.spec import check_fits, model_spec
 from offbeat import app
 from pipeline.config import Config, load
 from pipeline.errors import BundleError, ConfigError, NotFound, StoreDown
@@ -91,14 +92,14 @@ def test_one_folder_of_a_new_bus_is_made_and_no_tree(tmp_path: Path) -> None:
 def test_a_bundle_of_other_rows_is_refused(
     installation: Installation, change: tuple[str, str], names: list[str]
 ) -> None:
-    spec = app.model_spec(configured(installation).stream("sensors"))
+    spec = model_spec(configured(installation).stream("sensors"))
     text = STREAM.replace(*change)
     if "{temperature" in text:
         text = text.replace("pressure]", "pressure: {}}")
     other = configured(installation, text).stream("sensors")
 
     with pytest.raises(BundleError) as refused:
-        app.check_fits(spec, "0123456789abcdef", "sensors", other)
+        check_fits(spec, "0123456789abcdef", "sensors", other)
 
     for name in [*names, "`offbeat train sensors`", "0123456789ab"]:
         assert name in str(refused.value)
@@ -107,6 +108,6 @@ def test_a_bundle_of_other_rows_is_refused(
 # The shape of the network is the bundle's own business: what was trained smaller still judges the same rows.
 def test_a_bundle_of_another_network_fits(installation: Installation) -> None:
     config = configured(installation)
-    spec = replace(app.model_spec(config.stream("sensors")), hidden=(8,), code=2)
+    spec = replace(model_spec(config.stream("sensors")), hidden=(8,), code=2)
 
-    app.check_fits(spec, "0", "sensors", config.stream("sensors"))
+    check_fits(spec, "0", "sensors", config.stream("sensors"))

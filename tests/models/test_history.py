@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offbeat import history
-from offbeat.history import Batches, Part, gather, topic_bounds, topic_source
+from models import history
+from models.history import Batches, Part, gather, topic_bounds, topic_source
 from pipeline import config
 from pipeline.bus import connect
 from pipeline.control import Silenced, Standing

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models import SeriesRows
+from models.samples import SeriesRows
 from pipeline.control import Standing
 from pipeline.detect import Detector, Rows
 from pipeline.freezes import frozen_rows
@@ -19,7 +18,6 @@ from pipeline.readings import Decoder
 from pipeline.records import Bounds, RecordBatch, TopicPartition
 from pipeline.series import PartitionState
 from pipeline.silences import Matchers
-from producers.files import Event
 
 Int64s = NDArray[np.int64]
 Batches = Callable[[], Iterator[RecordBatch]]
@@ -27,7 +25,6 @@ Batches = Callable[[], Iterator[RecordBatch]]
 
 MOST_VALUES = 1 << 26
 """Values that are held at once, over all series: 512 MiB."""
-_FILE_RECORDS = 5_000
 _COMPACT_ROWS = 1 << 17
 
 
@@ -286,16 +283,3 @@ def topic_bounds(
 def topic_source(reader: Reader, partition: TopicPartition, bounds: Bounds) -> Batches:
     """The records of a partition in ``[first_offset, end_offset)``; see :func:`pipeline.reading.stretch`."""
     return lambda: stretch(reader, partition, bounds.first_offset, bounds.end_offset)
-
-
-def file_source(events: Callable[[], Iterator[Event]]) -> Batches:
-    """Events of files as the records that `offbeat produce files` would make of them."""
-
-    def batches() -> Iterator[RecordBatch]:
-        partition, offset, opened = TopicPartition("files", 0), 0, events()
-        while group := list(islice(opened, _FILE_RECORDS)):
-            records = [(event.series.encode(), event.value, round(event.time * 1000)) for event in group]
-            yield RecordBatch.of(partition, offset, records)
-            offset += len(group)
-
-    return batches

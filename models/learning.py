@@ -1,0 +1,139 @@
+"""From records to a trained bundle: read a stream's past, learn from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from models.autoencoder import ModelSpec
+from models.bundle import Bundle
+from models.history import Batches, History, Part, gather, topic_bounds, topic_source
+from models.training import Progress, train
+from pipeline.control import Standing
+from pipeline.detect import Detector
+from pipeline.errors import TooFewRows
+from pipeline.ports import Reader
+from pipeline.records import TopicPartition
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far training is.
+
+    Attributes:
+        phase: ``reading`` or ``training``.
+        fraction: of this phase, 0 to 1; None when its length is not known.
+        detail: figures for people.
+    """
+
+    phase: str
+    fraction: float | None
+    detail: str
+
+
+OnStep = Callable[[Step], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where rows come from.
+
+    Attributes:
+        batches: opens each partition's records.
+        records: how many there are, None when it is not known.
+        described: the same for the bundle's manifest, as JSON values.
+    """
+
+    batches: Sequence[Batches]
+    records: int | None
+    described: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taught:
+    """What came of learning: the bundle, which nobody keeps or uses yet, and what it was learned from."""
+
+    bundle: Bundle
+    history: History
+
+
+def from_topic(reader: Reader, topic: str, since_ms: int | None, until_ms: int | None) -> Source:
+    """A topic's records whose timestamps lie from ``since_ms`` to before ``until_ms``.
+
+    Raises:
+        NotFound: the topic does not exist.
+        BusDown: the bus cannot be reached.
+    """
+    bounds = topic_bounds(reader, topic, since_ms, until_ms)
+    return Source(
+        [topic_source(reader, TopicPartition(topic, number), each) for number, each in bounds.items()],
+        sum(each.end_offset - each.first_offset for each in bounds.values()),
+        {
+            "topic": topic,
+            "topic_id": next(iter(bounds.values())).topic_id,
+            "partitions": {
+                str(number): {"first_offset": each.first_offset, "next_offset": each.end_offset}
+                for number, each in bounds.items()
+            },
+        },
+    )
+
+
+def learn(
+    detector: Detector,
+    spec: ModelSpec,
+    source: Source,
+    part: Part,
+    on_step: OnStep,
+    *,
+    freezes: Sequence[Standing],
+    created_at: str,
+) -> Taught:
+    """Train a stream's models on a source.
+
+    Rows within windows of ``freezes`` are left out. What ``on_step`` raises ends the work.
+
+    Raises:
+        TooFewRows: there is not enough history yet.
+        BusDown, InputError: while reading.
+    """
+    history = gather(detector, source.batches, part, freezes, _reading(source, part, on_step))
+    try:
+        bundle = train(
+            history.series,
+            spec,
+            source={**source.described, "first": part.first, "rows_a_series": history.rows_limit},
+            created_at=created_at,
+            on_progress=lambda progress: on_step(_training(progress)),
+        )
+    except TooFewRows as error:
+        raise _said(detector.name, history, error) from None
+    return Taught(bundle, history)
+
+
+def _reading(source: Source, part: Part, on_step: OnStep) -> Callable[[int], None]:
+    passes = 1 if part.first == 1 else 2
+    total = None if source.records is None else max(passes * source.records, 1)
+    done = 0
+
+    def read(records: int) -> None:
+        nonlocal done
+        done += records
+        fraction = None if total is None else min(done / total, 1.0)
+        on_step(Step("reading", fraction, f"{done // passes:,} records"))
+
+    return read
+
+
+def _training(progress: Progress) -> Step:
+    detail = f"{progress.finished} of {progress.networks} models, held-out loss {progress.held_out_loss:.3f}"
+    return Step("training", progress.fraction, detail)
+
+
+def _said(stream: str, history: History, error: TooFewRows) -> TooFewRows:
+    """The same with the stream, and with the records and rows that could not be used, where there are any."""
+    unread = history.bins.get("dead_lettered", 0) + history.bins.get("corrupt", 0)
+    why = f" ({unread:,} of {history.records:,} records could not be read)" if unread else ""
+    if history.frozen:
+        why += f" ({history.frozen:,} rows are frozen by silences)"
+    return TooFewRows(f"stream {stream!r}{why}: {error}", have=error.have, need=error.need)

@@ -19,7 +19,7 @@ MANIFEST_FILE: Final = "manifest.json"
 MODEL_FILE: Final = "model.safetensors"
 MAX_MANIFEST_BYTES: Final = 1 << 20
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,7 +35,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         schema: version of this layout.
         spec: the network; ``hidden`` and ``code`` are filled in.
-        models: networks in the stack, the fallback included.
+        models: one for each series that was learned, and the fallback.
+        networks: in the stack; models of a cohort share one.
         created_at: ISO 8601.
         source: where the training rows come from.
         versions: of the libraries that made it.
@@ -46,6 +47,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: int
     spec: ModelSpec
     models: int
+    networks: int
     created_at: str
     source: dict[str, Any]
     versions: dict[str, str]
@@ -65,13 +67,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def describe(
-    spec: ModelSpec, models: int, model: bytes, source: Mapping[str, object], created_at: str
+    spec: ModelSpec,
+    model: bytes,
+    source: Mapping[str, object],
+    created_at: str,
+    *,
+    models: int,
+    networks: int,
 ) -> Manifest:
     """The manifest of a bundle made here and now whose model file is ``model``."""
     return Manifest(
         schema=SCHEMA,
         spec=spec,
         models=models,
+        networks=networks,
         created_at=created_at,
         source=dict(source),
         versions={

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models import companions
 from models.autoencoder import Autoencoder, ModelSpec
 from models.bundle import CANARY_WINDOWS, Bundle, Canary, seal, series_hash
 from models.cohorts import divide, shape
@@ -107,6 +108,7 @@ def train(
         network_of=network_of,
         scaling=learned.scaling,
         calibration=np.stack([_calibrate(each) for each in errors]),
+        companions=companions.learn(learned.scaling, learned.series, learned.pooled.windows),
         hashes=learned.hashes,
         canary=_canary(stack, learned.held_out, len(network_of)),
         source=source,

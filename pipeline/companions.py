@@ -113,7 +113,7 @@ class Parts(NamedTuple):
 
 
 class Companions(NamedTuple):
-    """The companions' state by slot, or by entry of a bundle (the first axis, S); off is empty.
+    """The companions' state by slot, or by model of a bundle (the first axis, S); off is empty.
 
     Attributes:
         scalars: structured[S, 1 or 0], ``SCALARS``.
@@ -149,10 +149,10 @@ class Companions(NamedTuple):
 
 
 class Seeds(NamedTuple):
-    """What a bundle knows of the rows of each of its entries, which it was trained on.
+    """What a bundle knows of the rows that each of its models learned from.
 
     Attributes:
-        median, spread: float64[E, F], its scaling.
+        median, spread: float64[M, F], its scaling.
         begin: the companions as its rows left them, all of them on.
     """
 
@@ -162,9 +162,9 @@ class Seeds(NamedTuple):
 
     @classmethod
     def blank(cls, median: Float64s, spread: Float64s, window_rows: int) -> Seeds:
-        """Entries float64[E, F] of which no more is known than their scaling."""
-        entries, features = median.shape
-        begin = Companions.empty(entries, Parts.all(window_rows, features))
+        """Models of which no more is known than their scaling, float64[M, F] each."""
+        models, features = median.shape
+        begin = Companions.empty(models, Parts.all(window_rows, features))
         begin.scalars["shape_rows"] = -SETTLING_ROWS
         begin.scalars["level_rows"] = _ACCEPTED_ROWS
         begin.level[:, features : 2 * features] = 1.0
@@ -219,11 +219,11 @@ def joined(error_z: float, level_z: float, shapes_z: float, rarity: float) -> fl
 
 
 @kernel
-def begin(now: Companions, slot: int, seeds: Seeds, entry: int) -> None:
+def begin(now: Companions, slot: int, seeds: Seeds, model: int) -> None:
     """Start a series with what its bundle knows; how far its line has grown stays."""
     if now.scalars.shape[1] == 0:
         return
-    mine, known = now.scalars[slot, 0], seeds.begin.scalars[entry, 0]
+    mine, known = now.scalars[slot, 0], seeds.begin.scalars[model, 0]
     mine.error_run = 0.0
     mine.shape_run = 0.0
     mine.shape_rows = known.shape_rows
@@ -235,28 +235,30 @@ def begin(now: Companions, slot: int, seeds: Seeds, entry: int) -> None:
     mine.level_rows = known.level_rows
     mine.turn = 0.0
     for n in range(now.level.shape[1]):
-        now.level[slot, n] = seeds.begin.level[entry, n]
+        now.level[slot, n] = seeds.begin.level[model, n]
     for n in range(now.shapes.shape[1]):
-        now.shapes[slot, n] = seeds.begin.shapes[entry, n]
+        now.shapes[slot, n] = seeds.begin.shapes[model, n]
     for n in range(now.uses.shape[1]):
-        now.uses[slot, n] = seeds.begin.uses[entry, n]
+        now.uses[slot, n] = seeds.begin.uses[model, n]
     for n in range(now.apart.shape[1]):
-        now.apart[slot, n] = seeds.begin.apart[entry, n]
+        now.apart[slot, n] = seeds.begin.apart[model, n]
     for n in range(now.counts.shape[1]):
-        now.counts[slot, n] = seeds.begin.counts[entry, n]
+        now.counts[slot, n] = seeds.begin.counts[model, n]
     for n in range(now.rare.shape[1]):
-        now.rare[slot, n] = seeds.begin.rare[entry, n]
+        now.rare[slot, n] = seeds.begin.rare[model, n]
 
 
 @kernel
-def begin_again(now: Companions, slot: int, values: Float64s, shape_error: float, seeds: Seeds, entry: int) -> None:
+def begin_again(
+    now: Companions, slot: int, values: Float64s, shape_error: float, seeds: Seeds, model: int
+) -> None:
     """Take an accepted row for what is normal."""
     mine, features = now.scalars[slot, 0], now.level.shape[1] // 3
     mine.error_run = 0.0
     mine.shape_run = 0.0
     mine.level_rows = _ACCEPTED_ROWS
     for f in range(features):
-        now.level[slot, f] = scaled(values[f], seeds.median[entry, f], seeds.spread[entry, f])
+        now.level[slot, f] = scaled(values[f], seeds.median[model, f], seeds.spread[model, f])
         now.level[slot, features + f] = max(now.level[slot, features + f], 1.0)
         now.level[slot, 2 * features + f] = 0.0
     if mine.shape_rows >= _ROWS_TO_SPEAK:
@@ -266,7 +268,7 @@ def begin_again(now: Companions, slot: int, values: Float64s, shape_error: float
 
 @kernel
 def level_of(
-    now: Companions, slot: int, values: Float64s, seeds: Seeds, entry: int, scratch: Scratch
+    now: Companions, slot: int, values: Float64s, seeds: Seeds, model: int, scratch: Scratch
 ) -> float:
     """Standard deviations between the values and their means, either way: the mean of the three largest."""
     features = now.level.shape[1] // 3
@@ -274,7 +276,7 @@ def level_of(
         return 0.0
     first = second = third = 0.0
     for f in range(features):
-        value = scaled(values[f], seeds.median[entry, f], seeds.spread[entry, f])
+        value = scaled(values[f], seeds.median[model, f], seeds.spread[model, f])
         spread = max(math.sqrt(now.level[slot, features + f]), _LEAST_LEVEL_SPREAD)
         z = abs(value - now.level[slot, f]) / spread
         scratch.z[f] = z
@@ -294,7 +296,7 @@ def nearest_shape(
     tail: Float32s,
     anchor: Float64s,
     seeds: Seeds,
-    entry: int,
+    model: int,
     scratch: Scratch,
 ) -> tuple[int, float]:
     """The prototype nearest to the newest rows of a window, and its root mean square distance."""
@@ -305,7 +307,7 @@ def nearest_shape(
     for j in range(0, values, features):
         for f in range(features):
             value = anchor[f] + tail[first + j + f]
-            scratch.shape[j + f] = scaled(value, seeds.median[entry, f], seeds.spread[entry, f])
+            scratch.shape[j + f] = scaled(value, seeds.median[model, f], seeds.spread[model, f])
     stored = int(now.scalars[slot, 0].stored)
     if stored == 0:
         return -1, 0.0
@@ -330,7 +332,7 @@ def nearest_shape(
     for n in range(1, PROTOTYPES // 8):
         least = min(least, halves[n])
     nearest = 0
-    while squares[nearest] != least:
+    while nearest < PROTOTYPES - 1 and squares[nearest] != least:
         nearest += 1
     return nearest, math.sqrt(float(least) / values)
 
@@ -385,7 +387,13 @@ def rarity_of(now: Companions, slot: int, value: float) -> float:
 
 @kernel
 def go_on(
-    now: Companions, slot: int, error_z: float, shapes_z: float, distance: float, value: float, scratch: Scratch
+    now: Companions,
+    slot: int,
+    error_z: float,
+    shapes_z: float,
+    distance: float,
+    value: float,
+    scratch: Scratch,
 ) -> None:
     """What a row changes whether it teaches or not: the newest rows, and how long channels have been high."""
     mine, features = now.scalars[slot, 0], now.level.shape[1] // 3
@@ -423,13 +431,13 @@ def error_weight(now: Companions, slot: int, weight: float, rows: float) -> floa
 
 @kernel
 def learn_level(
-    now: Companions, slot: int, values: Float64s, seeds: Seeds, entry: int, weight: float
+    now: Companions, slot: int, values: Float64s, seeds: Seeds, model: int, weight: float
 ) -> None:
     """Let a row move the features' own moments."""
     mine, features = now.scalars[slot, 0], now.level.shape[1] // 3
     for f in range(features):
         at = features + f
-        value = scaled(values[f], seeds.median[entry, f], seeds.spread[entry, f])
+        value = scaled(values[f], seeds.median[model, f], seeds.spread[model, f])
         paced = in_regime(weight, mine.level_rows, now.level[slot, at + features], _REGIME_ROWS)
         now.level[slot, f], now.level[slot, at] = moved(now.level[slot, f], now.level[slot, at], value, paced)
     mine.level_rows += 1.0
@@ -475,7 +483,7 @@ def learn_rarity(now: Companions, slot: int, value: float) -> None:
     """Count a row's level."""
     if now.counts.shape[1] > 0:
         bin_ = bin_of(value)
-        if now.counts[slot, bin_] < 65_535:  # noqa: PLR2004 - the largest uint16
+        if now.counts[slot, bin_] < 65_535:
             now.counts[slot, bin_] += 1
 
 
@@ -493,7 +501,7 @@ def go_over(
     values: Float64s,
     segment: Int32s,
     seeds: Seeds,
-    entry: int,
+    model: int,
     weight: float,
     level_weight: float,
     tail: Float32s,
@@ -509,18 +517,18 @@ def go_over(
     shape_rows, unbroken = tail.shape[0] // features, 0
     for i in range(values.shape[0]):
         unbroken = unbroken + 1 if i > 0 and segment[i] == segment[i - 1] else 1
-        value = scaled(values[i, 0], seeds.median[entry, 0], seeds.spread[entry, 0])
-        level_of(now, slot, values[i], seeds, entry, scratch)
+        value = scaled(values[i, 0], seeds.median[model, 0], seeds.spread[model, 0])
+        level_of(now, slot, values[i], seeds, model, scratch)
         nearest, distance, shapes_z, error = -1, 0.0, 0.0, 0.0
         if unbroken >= shape_rows:
             first = i + 1 - shape_rows
             for j in range(shape_rows):
                 for f in range(features):
                     tail[j * features + f] = np.float32(values[first + j, f] - values[first, f])
-            nearest, distance = nearest_shape(now, slot, tail, values[first], seeds, entry, scratch)
+            nearest, distance = nearest_shape(now, slot, tail, values[first], seeds, model, scratch)
             error = shape_error_of(now, slot, distance)
             shapes_z = shapes_z_of(now, slot, error)
             go_on(now, slot, 0.0, shapes_z, distance, value, scratch)
             learn_shape(now, slot, nearest, distance, error, weight, scratch)
-        learn_level(now, slot, values[i], seeds, entry, level_weight)
+        learn_level(now, slot, values[i], seeds, model, level_weight)
         learn_rarity(now, slot, value)

@@ -539,7 +539,9 @@ def _set_twice(root: yaml.Node | None) -> Iterator[tuple[int, str]]:
 
 def _dotted(location: tuple[int | str, ...]) -> str:
     return (
-        ".".join(str(part) for part in location if part not in {"ewma", "quantile", "static", "joint", "[key]"})
+        ".".join(
+            str(part) for part in location if part not in {"ewma", "quantile", "static", "joint", "[key]"}
+        )
         or "top level"
     )
 

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.align import BACK, GONE, SILENT, Items
-from pipeline.episodes import FIRED, FIRING, NOTHING, RESOLVED, clear, frozen, impose, step
 from pipeline.companions import (
     Companions,
     Scratch,
@@ -29,6 +28,7 @@ from pipeline.companions import (
     shape_error_of,
     shapes_z_of,
 )
+from pipeline.episodes import FIRED, FIRING, NOTHING, RESOLVED, clear, frozen, impose, step
 from pipeline.kernels import Row, kernel
 from pipeline.moments import deviations, pace
 from pipeline.policy import JudgePolicy
@@ -48,9 +48,10 @@ class Verdicts(NamedTuple):
     """What came of the items of one piece.
 
     score, last_score (of the last row's own error) and threshold float64[items], NaN for items that were
-    not judged; channels float64[items, 4], only with the policy `joint`: how many standard deviations the
-    error, the level and the shapes are above their means, and the rarity of the level; rule int8[items], what decided (:func:`pipeline.episodes.step`); silenced bool[items], set
-    before: the row teaches nothing because somebody said so; imposed int8[items] (JUDGE, or the NOTHING,
+    not judged; channels float64[items, 4], with the policy `joint` alone: how many standard deviations the
+    error, the level and the shapes are above their means, and the rarity of the level; rule int8[items], what
+    decided (:func:`pipeline.episodes.step`); silenced bool[items], set before: the row teaches nothing
+    because somebody said so; imposed int8[items] (JUDGE, or the NOTHING,
     FIRED, RESOLVED, WORSENED of a time before) with the imposed_start_ns int64 of the episode that fired.
     Transitions, of which size[0] are in use: item int32, kind uint8 (ANOMALY, SILENCE), change uint8 (FIRED,
     RESOLVED, WORSENED), reason uint8 (RECOVERED, IS_GONE), start_ns int64 of the episode, peak float64,
@@ -135,49 +136,76 @@ def _bring(row: Row, sketch: Float32s, kind: int, time_ns: int, item: int, out: 
 class Joining(NamedTuple):
     """What the companions are judged by.
 
-    ``now`` by slot, ``seeds`` of the bundle and entry int32[slots] among them; sight float64[3]: of the row
+    ``now`` by slot, ``seeds`` by model, model int32[slots]; sight float64[3]: of the row
     being judged the distance to the nearest prototype, which that is, and the error of the shapes.
     """
 
     now: Companions
     seeds: Seeds
-    entry: Int32s
+    model: Int32s
     scratch: Scratch
     sight: Float64s
 
 
 @kernel
-def _see(joining: Joining, slot: int, items: Items, i: int, accepted: bool, channels: Float64s) -> None:
-    """Write down how far the companions take a row to be from what is normal; it teaches them nothing yet."""
-    now, seeds, entry = joining.now, joining.seeds, joining.entry[slot]
-    values, window = items.values[i], items.window[i]
+def _weigh(
+    row: Row,
+    joining: Joining,
+    items: Items,
+    i: int,
+    error: float,
+    last_error: float,
+    accepted: bool,
+    policy: JudgePolicy,
+    channels: Float64s,
+) -> tuple[float, float, float]:
+    """What the channels make of an item before it teaches them anything.
+
+    Returns the joined score, the same with the last row's own error, and the line of both.
+    """
+    now, seeds, slot, window = joining.now, joining.seeds, items.slot[i], items.window[i]
+    model, values = joining.model[slot], items.values[i]
     nearest, distance = nearest_shape(
-        now, slot, items.tails[window], items.anchors[window], seeds, entry, joining.scratch
+        now, slot, items.tails[window], items.anchors[window], seeds, model, joining.scratch
     )
-    error = shape_error_of(now, slot, distance)
+    shape_error = shape_error_of(now, slot, distance)
     if accepted:
-        begin_again(now, slot, values, error, seeds, entry)
-    channels[1] = level_of(now, slot, values, seeds, entry, joining.scratch)
-    channels[2] = shapes_z_of(now, slot, error)
-    channels[3] = rarity_of(now, slot, scaled(values[0], seeds.median[entry, 0], seeds.spread[entry, 0]))
+        begin_again(now, slot, values, shape_error, seeds, model)
     joining.sight[0] = distance
     joining.sight[1] = nearest
-    joining.sight[2] = error
+    joining.sight[2] = shape_error
+    level = level_of(now, slot, values, seeds, model, joining.scratch)
+    shapes = shapes_z_of(now, slot, shape_error)
+    rarity = rarity_of(now, slot, scaled(values[0], seeds.median[model, 0], seeds.spread[model, 0]))
+    z = deviations(error, row.error_mean, row.error_variance)
+    last_z = deviations(last_error, row.last_mean, row.last_variance)
+    channels[0] = z
+    channels[1] = level
+    channels[2] = shapes
+    channels[3] = rarity
+    height = policy.joint_line * (1.0 + now.scalars[slot, 0].grown)
+    return joined(z, level, shapes, rarity), joined(last_z, level, shapes, rarity), height
 
 
 @kernel
 def _keep(
-    joining: Joining, slot: int, values: Float64s, channels: Float64s, taught: bool, by_time: float, policy: JudgePolicy
+    joining: Joining,
+    slot: int,
+    values: Float64s,
+    taught: bool,
+    by_time: float,
+    policy: JudgePolicy,
+    channels: Float64s,
 ) -> None:
-    """Take the row that was seen last to the newest ones and, unless it is not to be, to what is normal."""
-    now, seeds, entry = joining.now, joining.seeds, joining.entry[slot]
-    distance, nearest, error = joining.sight[0], int(joining.sight[1]), joining.sight[2]
-    value = scaled(values[0], seeds.median[entry, 0], seeds.spread[entry, 0])
+    """Take the row weighed last to the newest ones and, unless it is not to teach, to what is normal."""
+    now, seeds, model = joining.now, joining.seeds, joining.model[slot]
+    distance, nearest, shape_error = joining.sight[0], int(joining.sight[1]), joining.sight[2]
+    value = scaled(values[0], seeds.median[model, 0], seeds.spread[model, 0])
     go_on(now, slot, channels[0], channels[2], distance, value, joining.scratch)
     if taught:
-        learn_level(now, slot, values, seeds, entry, min(policy.level_weight, by_time))
+        learn_level(now, slot, values, seeds, model, min(policy.level_weight, by_time))
         weight = min(policy.error_weight, by_time)
-        learn_shape(now, slot, nearest, distance, error, weight, joining.scratch)
+        learn_shape(now, slot, nearest, distance, shape_error, weight, joining.scratch)
         learn_rarity(now, slot, value)
 
 
@@ -216,23 +244,23 @@ def judge(
             error, last = window_error[window], last_error[window]
             if row.rows == 0.0:
                 start(row, sketch, calibration[slot], policy)
-                begin(joining.now, slot, joining.seeds, joining.entry[slot])
+                begin(joining.now, slot, joining.seeds, joining.model[slot])
                 row.judged_ns = time_ns
             accepted = row.rows == ACCEPTED
             if accepted:
                 start_again(row, sketch, calibration[slot], error, last, policy)
             if policy.joint_line > 0.0:
-                channels = out.channels[i]
-                _see(joining, slot, items, i, accepted, channels)
-                channels[0] = deviations(error, row.error_mean, row.error_variance)
-                last_z = deviations(last, row.last_mean, row.last_variance)
-                threshold = raised * policy.joint_line * (1.0 + joining.now.scalars[slot, 0].grown)
-                score = joined(channels[0], channels[1], channels[2], channels[3]) / threshold
-                last_score = joined(last_z, channels[1], channels[2], channels[3]) / threshold
+                score, last_score, threshold = _weigh(
+                    row, joining, items, i, error, last, accepted, policy, out.channels[i]
+                )
+                last_threshold = threshold
             else:
-                threshold = raised * line(row.error_mean, row.error_variance, sketch[:BINS], policy)
-                score = error / threshold
-                last_score = last / (raised * line(row.last_mean, row.last_variance, sketch[BINS:], policy))
+                score, threshold = error, line(row.error_mean, row.error_variance, sketch[:BINS], policy)
+                last_score = last
+                last_threshold = line(row.last_mean, row.last_variance, sketch[BINS:], policy)
+            threshold *= raised
+            score /= threshold
+            last_score /= raised * last_threshold
             high = score >= 1.0 or last_score >= policy.recovery_line
             if policy.asks_deviation and high and deviates[window] == UNKNOWN:
                 return i
@@ -253,7 +281,7 @@ def judge(
         if policy.joint_line > 0.0:
             if change == FIRED:
                 alerted(joining.now, slot)
-            _keep(joining, slot, items.values[i], out.channels[i], taught, by_time, policy)
+            _keep(joining, slot, items.values[i], taught, by_time, policy, out.channels[i])
             weight = error_weight(joining.now, slot, weight, row.rows)
         if taught:
             learn(row, sketch, error, last, weight, policy)

@@ -315,13 +315,11 @@ class Calibrated:
         model: int32[n]; index of a stacked model, or of the shared fallback.
         calibration: float64[n, 5]: mean and standard deviation of the window error, the same of the last
             row's error, and the number of held-out rows they were measured on.
-        entry: int32[n], the places of the series in ``seeds``.
-        seeds: what the bundle knows of the rows of all its entries; the same object each time.
+        seeds: what the bundle knows of the rows of all its models, by model; the same object each time.
     """
 
     model: Int32s
     calibration: Float64s
-    entry: Int32s
     seeds: Seeds
 
 

@@ -137,7 +137,7 @@ class Layout:
     sketch: int
     rows_sha: str
     labels: tuple[str, ...] = field(default=(), repr=False)
-    parts: Parts = Parts()
+    parts: Parts = field(default_factory=Parts)
 
     @property
     def name(self) -> str:
@@ -251,8 +251,8 @@ class PartitionState:
         index: slot by whatever an event names its series with.
         keys: the same, as far as it was asked for, by the bytes of a plain key.
         dirty: bool[capacity], changed since the last checkpoint.
-        model, calibration, entry: see :class:`pipeline.ports.Calibrated`, by slot.
-        seeds: what the bundle knows of its entries.
+        model, calibration: see :class:`pipeline.ports.Calibrated`, by slot.
+        seeds: what the bundle knows of the rows of its models.
         clock_ns: the partition clock.
         next_offset: every record below it is in this state.
         bundle_id: the bundle that the thresholds belong to.
@@ -272,7 +272,6 @@ class PartitionState:
     dirty: NDArray[np.bool_] = field(init=False)
     model: Int32s = field(init=False)
     calibration: NDArray[np.float64] = field(init=False)
-    entry: Int32s = field(init=False)
     seeds: Seeds = field(init=False)
     counters: Counters = field(default_factory=Counters)
     live: int = 0
@@ -292,7 +291,6 @@ class PartitionState:
         self.dirty = np.zeros(0, bool)
         self.model = np.zeros(0, np.int32)
         self.calibration = np.zeros((0, 5))
-        self.entry = np.zeros(0, np.int32)
         nothing = np.ones((0, self.layout.features))
         self.seeds = Seeds.blank(nothing, nothing, self.layout.window_rows)
 
@@ -357,7 +355,6 @@ class PartitionState:
         self.dirty = np.concatenate([self.dirty, np.zeros(extra, bool)])
         self.model = np.concatenate([self.model, np.zeros(extra, np.int32)])
         self.calibration = np.concatenate([self.calibration, np.zeros((extra, 5))])
-        self.entry = np.concatenate([self.entry, np.zeros(extra, np.int32)])
 
     def calibrate(self, scorer: Scorer, slots: Sequence[int]) -> None:
         """Look up the model and calibration of some slots.
@@ -372,7 +369,6 @@ class PartitionState:
                 raise ValueError(f"the model's companions are not of {every}")
             self.model[slots] = found.model
             self.calibration[slots] = found.calibration
-            self.entry[slots] = found.entry
             self.seeds = found.seeds
 
     def adopt(self, scorer: Scorer, bundle_id: str) -> None:

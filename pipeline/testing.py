@@ -35,7 +35,7 @@ class FakeScorer:
         """Model 0 for everyone."""
         usual = [self._normal_error, self._normal_error / 10] * 2
         everyone = np.zeros(len(series), np.int32)
-        return Calibrated(everyone, np.tile([*usual, 1_000.0], (len(series), 1)), everyone, self._seeds)
+        return Calibrated(everyone, np.tile([*usual, 1_000.0], (len(series), 1)), self._seeds)
 
     def score(self, windows: Windows) -> Errors:
         """Mean distance from the level over the window, and over its last row."""

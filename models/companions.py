@@ -1,0 +1,78 @@
+"""What a bundle knows for the companions: how its training rows leave them, so that no series starts cold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from models.samples import SeriesRows
+from models.scaling import Scaling
+from pipeline.companions import PROTOTYPES, SCALARS, Companions, Parts, Scratch, Seeds, go_over, weights
+from pipeline.ports import Float64s
+
+_POOLED_ROWS: Final = 1_000
+"""As so many rows of its own, the levels of all series count for one that is new."""
+
+
+def learn(scaling: Scaling, series: Sequence[SeriesRows], pooled: Float64s) -> Companions:
+    """The companions of each model after its rows, those of the fallback last.
+
+    A series not seen before begins with the levels of all, which soon give way to its own, and with an empty
+    memory of shapes.
+
+    Args:
+        scaling: of the M models.
+        series: the rows of the M - 1 models that are a series' own.
+        pooled: windows of all series, float64[k, W, F].
+    """
+    _, window_rows, features = pooled.shape
+    seeds = Seeds.blank(scaling.median, scaling.spread, window_rows)
+    begin, parts = seeds.begin, Parts.all(window_rows, features)
+    rooms = np.zeros(parts.shapes, np.float32), Scratch.room(window_rows, features)
+    begin.level[:-1] = 0.0
+    begin.scalars["level_rows"][:-1] = 0.0
+    for model, each in enumerate(series):
+        go_over(begin, model, each.values, each.segment, seeds, model, *weights(features), *rooms)
+        for ring in (begin.apart, begin.rare):  # a new life begins its rings at their first place
+            ring[model] = np.roll(ring[model], -int(begin.scalars["turn"][model, 0]))
+    fallback = Seeds(scaling.median[-1:], scaling.spread[-1:], Companions.empty(1, parts))
+    segment = np.repeat(np.arange(len(pooled), dtype=np.int32), window_rows)
+    rows = pooled.reshape(-1, features)
+    go_over(fallback.begin, 0, rows, segment, fallback, 0, *weights(features), *rooms)
+    scaled = scaling.apply(len(series), rows).astype(np.float64)
+    begin.level[-1, : 2 * features] = np.concatenate([scaled.mean(axis=0), scaled.var(axis=0)])
+    counts = fallback.begin.counts[0].astype(np.int64)
+    begin.counts[-1] = counts * _POOLED_ROWS // max(int(counts.sum()), _POOLED_ROWS)
+    return begin
+
+
+def layout(models: int, window_rows: int, features: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The dtype and shape of each of their tensors."""
+    tensors = to_tensors(Companions.empty(0, Parts.all(window_rows, features)))
+    return {name: (each.dtype.name, (models, each.shape[1])) for name, each in tensors.items()}
+
+
+def to_tensors(companions: Companions) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+    """Them as plain arrays, by name."""
+    plain = companions._replace(scalars=companions.scalars.view(np.float64).reshape(-1, len(SCALARS)))
+    return {f"companions.{name}": each for name, each in plain._asdict().items()}
+
+
+def of_tensors(tensors: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]) -> Companions:
+    """The same, the other way.
+
+    Raises:
+        ValueError: they are none.
+    """
+    found = Companions(**{name: tensors[f"companions.{name}"] for name in Companions._fields})
+    found = found._replace(scalars=found.scalars.view(np.dtype((np.record, SCALARS))))
+    stored, features = found.scalars["stored"], found.level.shape[1] // 3
+    if not ((stored >= 0) & (stored <= PROTOTYPES)).all():
+        raise ValueError("its memories of shapes hold more prototypes than there is room for")
+    if not (found.level[:, features : 2 * features] >= 0).all():
+        raise ValueError("a variance of its levels is below 0")
+    if not (found.scalars["shape_variance"] >= 0).all():
+        raise ValueError("a variance of its shapes is below 0")
+    return found

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.samples import SeriesRows
 from models.scaling import Scaling
@@ -28,8 +29,9 @@ def learn(scaling: Scaling, series: Sequence[SeriesRows], pooled: Float64s) -> C
         pooled: windows of all series, float64[k, W, F].
     """
     _, window_rows, features = pooled.shape
-    seeds = Seeds.blank(scaling.median, scaling.spread, window_rows)
-    begin, parts = seeds.begin, Parts.all(window_rows, features)
+    parts = Parts.all(window_rows, features)
+    seeds = Seeds.blank(scaling.median, scaling.spread, parts)
+    begin = seeds.begin
     rooms = np.zeros(parts.shapes, np.float32), Scratch.room(window_rows, features)
     begin.level[:-1] = 0.0
     begin.scalars["level_rows"][:-1] = 0.0
@@ -42,7 +44,7 @@ def learn(scaling: Scaling, series: Sequence[SeriesRows], pooled: Float64s) -> C
     rows = pooled.reshape(-1, features)
     go_over(fallback.begin, 0, rows, segment, fallback, 0, *weights(features), *rooms)
     scaled = scaling.apply(len(series), rows).astype(np.float64)
-    begin.level[-1, : 2 * features] = np.concatenate([scaled.mean(axis=0), scaled.var(axis=0)])
+    begin.level[-1, 0::3], begin.level[-1, 1::3] = scaled.mean(axis=0), scaled.var(axis=0)
     counts = fallback.begin.counts[0].astype(np.int64)
     begin.counts[-1] = counts * _POOLED_ROWS // max(int(counts.sum()), _POOLED_ROWS)
     return begin
@@ -54,13 +56,14 @@ def layout(models: int, window_rows: int, features: int) -> dict[str, tuple[str,
     return {name: (each.dtype.name, (models, each.shape[1])) for name, each in tensors.items()}
 
 
-def to_tensors(companions: Companions) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+def to_tensors(companions: Companions) -> dict[str, NDArray[Any]]:
     """Them as plain arrays, by name."""
-    plain = companions._replace(scalars=companions.scalars.view(np.float64).reshape(-1, len(SCALARS)))
-    return {f"companions.{name}": each for name, each in plain._asdict().items()}
+    scalars = companions.scalars.view(np.float64).reshape(-1, len(SCALARS))
+    arrays = companions._asdict() | {"scalars": scalars}
+    return {f"companions.{name}": each for name, each in arrays.items()}
 
 
-def of_tensors(tensors: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]) -> Companions:
+def of_tensors(tensors: dict[str, NDArray[Any]]) -> Companions:
     """The same, the other way.
 
     Raises:
@@ -68,10 +71,10 @@ def of_tensors(tensors: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generi
     """
     found = Companions(**{name: tensors[f"companions.{name}"] for name in Companions._fields})
     found = found._replace(scalars=found.scalars.view(np.dtype((np.record, SCALARS))))
-    stored, features = found.scalars["stored"], found.level.shape[1] // 3
+    stored = found.scalars["stored"]
     if not ((stored >= 0) & (stored <= PROTOTYPES)).all():
         raise ValueError("its memories of shapes hold more prototypes than there is room for")
-    if not (found.level[:, features : 2 * features] >= 0).all():
+    if not (found.level[:, 1::3] >= 0).all():
         raise ValueError("a variance of its levels is below 0")
     if not (found.scalars["shape_variance"] >= 0).all():
         raise ValueError("a variance of its shapes is below 0")

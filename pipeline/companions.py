@@ -117,7 +117,7 @@ class Companions(NamedTuple):
 
     Attributes:
         scalars: structured[S, 1 or 0], ``SCALARS``.
-        level: float64[S, 3 F]: each feature's mean, then variance, then rows in a row above ``_REGIME_Z``.
+        level: float64[S, 3 F]: of each feature mean, variance, and rows in a row above ``_REGIME_Z``.
         shapes: float32[S, D x PROTOTYPES]: the prototypes' first values, then their second, and so on: the
             distances to all of them are computed side by side, and no sum has to be taken in another order.
         uses: int32[S, PROTOTYPES], how often each was the nearest.
@@ -161,20 +161,21 @@ class Seeds(NamedTuple):
     begin: Companions
 
     @classmethod
-    def blank(cls, median: Float64s, spread: Float64s, window_rows: int) -> Seeds:
+    def blank(cls, median: Float64s, spread: Float64s, parts: Parts) -> Seeds:
         """Models of which no more is known than their scaling, float64[M, F] each."""
-        models, features = median.shape
-        begin = Companions.empty(models, Parts.all(window_rows, features))
+        begin = Companions.empty(len(median), parts)
         begin.scalars["shape_rows"] = -SETTLING_ROWS
         begin.scalars["level_rows"] = _ACCEPTED_ROWS
-        begin.level[:, features : 2 * features] = 1.0
+        begin.level[:, 1::3] = 1.0
         begin.rare[:] = _LEAST_RARITY
         return cls(median, spread, begin)
 
-    def fit(self, parts: Parts) -> bool:
-        """Whether they can begin all of these."""
-        sizes = (each.shape[1] for each in Companions.empty(0, parts))
-        return all(mine.shape[1] >= size for mine, size in zip(self.begin, sizes, strict=True))
+    def suffice(self, parts: Parts) -> bool:
+        """Whether there is enough of everything to begin with."""
+        wanted = Companions.empty(0, parts)
+        return all(
+            getattr(self.begin, name).shape[1] >= each.shape[1] for name, each in wanted._asdict().items()
+        )
 
 
 class Scratch(NamedTuple):
@@ -258,9 +259,9 @@ def begin_again(
     mine.shape_run = 0.0
     mine.level_rows = _ACCEPTED_ROWS
     for f in range(features):
-        now.level[slot, f] = scaled(values[f], seeds.median[model, f], seeds.spread[model, f])
-        now.level[slot, features + f] = max(now.level[slot, features + f], 1.0)
-        now.level[slot, 2 * features + f] = 0.0
+        now.level[slot, 3 * f] = scaled(values[f], seeds.median[model, f], seeds.spread[model, f])
+        now.level[slot, 3 * f + 1] = max(now.level[slot, 3 * f + 1], 1.0)
+        now.level[slot, 3 * f + 2] = 0.0
     if mine.shape_rows >= _ROWS_TO_SPEAK:
         mine.shape_mean = shape_error
         mine.shape_rows = float(_ROWS_TO_SPEAK)
@@ -277,8 +278,8 @@ def level_of(
     first = second = third = 0.0
     for f in range(features):
         value = scaled(values[f], seeds.median[model, f], seeds.spread[model, f])
-        spread = max(math.sqrt(now.level[slot, features + f]), _LEAST_LEVEL_SPREAD)
-        z = abs(value - now.level[slot, f]) / spread
+        spread = max(math.sqrt(now.level[slot, 3 * f + 1]), _LEAST_LEVEL_SPREAD)
+        z = abs(value - now.level[slot, 3 * f]) / spread
         scratch.z[f] = z
         if z > first:
             first, second, third = z, first, second
@@ -286,7 +287,7 @@ def level_of(
             second, third = z, second
         elif z > third:
             third = z
-    return (first + second + third) / min(features, _TOP)
+    return float((first + second + third) / min(features, _TOP))
 
 
 @kernel
@@ -347,7 +348,7 @@ def shape_error_of(now: Companions, slot: int, distance: float) -> float:
     total = 0.0
     for n in range(rows):
         total += math.sqrt(distance) if n == at else now.apart[slot, n]
-    return total / rows
+    return float(total / rows)
 
 
 @kernel
@@ -382,7 +383,7 @@ def rarity_of(now: Companions, slot: int, value: float) -> float:
     total = 0.0
     for n in range(rows):
         total += newest if n == at else now.rare[slot, n]
-    return max(total / rows, _LEAST_RARITY)
+    return float(max(total / rows, _LEAST_RARITY))
 
 
 @kernel
@@ -403,8 +404,8 @@ def go_on(
     mine.error_run = mine.error_run + 1.0 if error_z > _REGIME_Z else 0.0
     mine.shape_run = mine.shape_run + 1.0 if shapes_z > _REGIME_Z else 0.0
     for f in range(features):
-        run = now.level[slot, 2 * features + f]
-        now.level[slot, 2 * features + f] = run + 1.0 if scratch.z[f] > _REGIME_Z else 0.0
+        run = now.level[slot, 3 * f + 2]
+        now.level[slot, 3 * f + 2] = run + 1.0 if scratch.z[f] > _REGIME_Z else 0.0
     if now.apart.shape[1] > 0:
         now.apart[slot, turn % now.apart.shape[1]] = math.sqrt(distance)
     if now.rare.shape[1] > 0:
@@ -436,10 +437,10 @@ def learn_level(
     """Let a row move the features' own moments."""
     mine, features = now.scalars[slot, 0], now.level.shape[1] // 3
     for f in range(features):
-        at = features + f
+        mean, variance, run = now.level[slot, 3 * f], now.level[slot, 3 * f + 1], now.level[slot, 3 * f + 2]
         value = scaled(values[f], seeds.median[model, f], seeds.spread[model, f])
-        paced = in_regime(weight, mine.level_rows, now.level[slot, at + features], _REGIME_ROWS)
-        now.level[slot, f], now.level[slot, at] = moved(now.level[slot, f], now.level[slot, at], value, paced)
+        paced = in_regime(weight, mine.level_rows, run, _REGIME_ROWS)
+        now.level[slot, 3 * f], now.level[slot, 3 * f + 1] = moved(mean, variance, value, paced)
     mine.level_rows += 1.0
 
 

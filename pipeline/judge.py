@@ -51,11 +51,10 @@ class Verdicts(NamedTuple):
     not judged; channels float64[items, 4], with the policy `joint` alone: how many standard deviations the
     error, the level and the shapes are above their means, and the rarity of the level; rule int8[items], what
     decided (:func:`pipeline.episodes.step`); silenced bool[items], set before: the row teaches nothing
-    because somebody said so; imposed int8[items] (JUDGE, or the NOTHING,
-    FIRED, RESOLVED, WORSENED of a time before) with the imposed_start_ns int64 of the episode that fired.
-    Transitions, of which size[0] are in use: item int32, kind uint8 (ANOMALY, SILENCE), change uint8 (FIRED,
-    RESOLVED, WORSENED), reason uint8 (RECOVERED, IS_GONE), start_ns int64 of the episode, peak float64,
-    revision int32.
+    because somebody said so; imposed int8[items] (JUDGE, or the NOTHING, FIRED, RESOLVED, WORSENED of a time
+    before) with the imposed_start_ns int64 of the episode that fired. Transitions, of which size[0] are in
+    use: item int32, kind uint8 (ANOMALY, SILENCE), change uint8 (FIRED, RESOLVED, WORSENED), reason uint8
+    (RECOVERED, IS_GONE), start_ns int64 of the episode, peak float64, revision int32.
     """
 
     score: Float64s
@@ -114,7 +113,9 @@ def _note(
 
 
 @kernel
-def _bring(row: Row, sketch: Float32s, kind: int, time_ns: int, item: int, out: Verdicts) -> None:
+def _bring(
+    row: Row, sketch: Float32s, scalars: NDArray[np.void], kind: int, time_ns: int, item: int, out: Verdicts
+) -> None:
     """What the clock brings to a series: silence, its end, and being forgotten."""
     if kind == SILENT:
         row.silent_start_ns = time_ns
@@ -131,6 +132,8 @@ def _bring(row: Row, sketch: Float32s, kind: int, time_ns: int, item: int, out: 
         row.silent_start_ns = 0
         for n in range(sketch.shape[0]):
             sketch[n] = 0.0
+        for n in range(scalars.shape[0]):
+            scalars[n].grown = 0.0
 
 
 class Joining(NamedTuple):
@@ -188,6 +191,40 @@ def _weigh(
 
 
 @kernel
+def _compare(
+    row: Row,
+    sketch: Float32s,
+    calibration: Float64s,
+    joining: Joining,
+    items: Items,
+    i: int,
+    error: float,
+    last_error: float,
+    policy: JudgePolicy,
+    channels: Float64s,
+) -> tuple[float, float, float]:
+    """Hold an item against the line that the rows before it drew.
+
+    Returns the score, that of the last row's own error, and the threshold.
+    """
+    slot, accepted = items.slot[i], row.rows == ACCEPTED
+    if row.rows == 0.0:
+        start(row, sketch, calibration, policy)
+        begin(joining.now, slot, joining.seeds, joining.model[slot])
+        row.judged_ns = items.time_ns[i]
+    if accepted:
+        start_again(row, sketch, calibration, error, last_error, policy)
+    if policy.joint_line > 0.0:
+        score, last_score, height = _weigh(
+            row, joining, items, i, error, last_error, accepted, policy, channels
+        )
+        return score / height, last_score / height, height
+    height = line(row.error_mean, row.error_variance, sketch[:BINS], policy)
+    last_height = line(row.last_mean, row.last_variance, sketch[BINS:], policy)
+    return error / height, last_error / last_height, height
+
+
+@kernel
 def _keep(
     joining: Joining,
     slot: int,
@@ -242,29 +279,16 @@ def judge(
         threshold = score = last_score = error = last = 0.0
         if window >= 0:
             error, last = window_error[window], last_error[window]
-            if row.rows == 0.0:
-                start(row, sketch, calibration[slot], policy)
-                begin(joining.now, slot, joining.seeds, joining.model[slot])
-                row.judged_ns = time_ns
-            accepted = row.rows == ACCEPTED
-            if accepted:
-                start_again(row, sketch, calibration[slot], error, last, policy)
-            if policy.joint_line > 0.0:
-                score, last_score, threshold = _weigh(
-                    row, joining, items, i, error, last, accepted, policy, out.channels[i]
-                )
-                last_threshold = threshold
-            else:
-                score, threshold = error, line(row.error_mean, row.error_variance, sketch[:BINS], policy)
-                last_score = last
-                last_threshold = line(row.last_mean, row.last_variance, sketch[BINS:], policy)
+            score, last_score, threshold = _compare(
+                row, sketch, calibration[slot], joining, items, i, error, last, policy, out.channels[i]
+            )
+            score /= raised
+            last_score /= raised
             threshold *= raised
-            score /= threshold
-            last_score /= raised * last_threshold
             high = score >= 1.0 or last_score >= policy.recovery_line
             if policy.asks_deviation and high and deviates[window] == UNKNOWN:
                 return i
-        _bring(row, sketch, kind, time_ns, i, out)
+        _bring(row, sketch, joining.now.scalars[slot], kind, time_ns, i, out)
         if window < 0:
             continue
         change, counts = int(out.imposed[i]), deviates[window] != 0

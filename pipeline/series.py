@@ -113,7 +113,9 @@ class Arrays(NamedTuple):
     @property
     def companions(self) -> Companions:
         """Those of them that are the companions'."""
-        return Companions(*self[-len(Companions._fields) :])
+        return Companions(
+            self.scalars, self.level, self.shapes, self.uses, self.apart, self.counts, self.rare
+        )
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,7 @@ class PartitionState:
         self.model = np.zeros(0, np.int32)
         self.calibration = np.zeros((0, 5))
         nothing = np.ones((0, self.layout.features))
-        self.seeds = Seeds.blank(nothing, nothing, self.layout.window_rows)
+        self.seeds = Seeds.blank(nothing, nothing, self.layout.parts)
 
     @property
     def rows(self) -> NDArray[np.void]:
@@ -364,9 +366,8 @@ class PartitionState:
         """
         if slots:
             found = scorer.assign([self.names[slot] or "" for slot in slots])
-            every = Parts.all(self.layout.window_rows, self.layout.features)
-            if self.layout.parts.joint and not found.seeds.fit(every):
-                raise ValueError(f"the model's companions are not of {every}")
+            if not found.seeds.suffice(self.layout.parts):
+                raise ValueError(f"the model's companions are too small for {self.layout.parts}")
             self.model[slots] = found.model
             self.calibration[slots] = found.calibration
             self.seeds = found.seeds

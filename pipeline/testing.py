@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.companions import Seeds
+from pipeline.companions import Parts, Seeds
 from pipeline.ports import Calibrated, Errors, Explanation, Windows
+
+_FEATURES = 16
 
 
 class FakeScorer:
@@ -15,21 +17,14 @@ class FakeScorer:
 
     The error is the mean distance from the level in spreads; the calibration says that ``normal_error``
     with a tenth of it as standard deviation is usual. Its companions begin with a level of ``level``, give or
-    take ``spread``, and no more; with the policy `joint` it must be told the stream's size.
+    take ``spread``, and with no more, of up to 16 features.
     """
 
-    def __init__(
-        self,
-        *,
-        level: float = 0.0,
-        spread: float = 1.0,
-        normal_error: float = 1.0,
-        features: int = 1,
-        window_rows: int = 2,
-    ) -> None:
+    def __init__(self, *, level: float = 0.0, spread: float = 1.0, normal_error: float = 1.0) -> None:
         self._level, self._spread, self._normal_error = level, spread, normal_error
-        scaling = np.full((1, features), level), np.full((1, features), spread)
-        self._seeds = Seeds.blank(*scaling, window_rows)
+        every = Parts(joint=True, level=_FEATURES, shapes=_FEATURES, rarity=True)
+        scaling = np.full((1, _FEATURES), level), np.full((1, _FEATURES), spread)
+        self._seeds = Seeds.blank(*scaling, every)
 
     def assign(self, series: Sequence[str]) -> Calibrated:
         """Model 0 for everyone."""

@@ -339,7 +339,7 @@ class TestBytes:
         assert packed.series == [b"a\x1fnorth"]
         assert msgspec.json.decode(packed.header) == {
             "schema_version": 4,
-            "layout": "f6fa169d0bfd7b2c",
+            "layout": "b2cc2611d99f70ca",
             "topic_id": "topic-1",
             "next_offset": 3,
             "clock_ns": 1_000_000_012_000_000_000,

@@ -201,6 +201,7 @@ def _compare(
     error: float,
     last_error: float,
     policy: JudgePolicy,
+    raised: float,
     channels: Float64s,
 ) -> tuple[float, float, float]:
     """Hold an item against the line that the rows before it drew.
@@ -218,9 +219,9 @@ def _compare(
         score, last_score, height = _weigh(
             row, joining, items, i, error, last_error, accepted, policy, channels
         )
-        return score / height, last_score / height, height
-    height = line(row.error_mean, row.error_variance, sketch[:BINS], policy)
-    last_height = line(row.last_mean, row.last_variance, sketch[BINS:], policy)
+        return score / (raised * height), last_score / (raised * height), raised * height
+    height = raised * line(row.error_mean, row.error_variance, sketch[:BINS], policy)
+    last_height = raised * line(row.last_mean, row.last_variance, sketch[BINS:], policy)
     return error / height, last_error / last_height, height
 
 
@@ -280,11 +281,18 @@ def judge(
         if window >= 0:
             error, last = window_error[window], last_error[window]
             score, last_score, threshold = _compare(
-                row, sketch, calibration[slot], joining, items, i, error, last, policy, out.channels[i]
+                row,
+                sketch,
+                calibration[slot],
+                joining,
+                items,
+                i,
+                error,
+                last,
+                policy,
+                raised,
+                out.channels[i],
             )
-            score /= raised
-            last_score /= raised
-            threshold *= raised
             high = score >= 1.0 or last_score >= policy.recovery_line
             if policy.asks_deviation and high and deviates[window] == UNKNOWN:
                 return i

@@ -17,7 +17,7 @@ _POOLED_ROWS: Final = 1_000
 """As so many rows of its own, the levels of all series count for one that is new."""
 
 
-def learn(scaling: Scaling, series: Sequence[SeriesRows], pooled: Float64s) -> Companions:
+def learn(scaling: Scaling, series: Sequence[SeriesRows], pooled: Float64s, window_rows: int) -> Companions:
     """The companions of each model after its rows, those of the fallback last.
 
     A series not seen before begins with the levels of all, which soon give way to its own, and with an empty
@@ -26,9 +26,10 @@ def learn(scaling: Scaling, series: Sequence[SeriesRows], pooled: Float64s) -> C
     Args:
         scaling: of the M models.
         series: the rows of the M - 1 models that are a series' own.
-        pooled: windows of all series, float64[k, W, F].
+        pooled: rows of all series, float64[n, F].
+        window_rows: of the windows that will be judged.
     """
-    _, window_rows, features = pooled.shape
+    features = pooled.shape[1]
     parts = Parts.all(window_rows, features)
     seeds = Seeds.blank(scaling.median, scaling.spread, parts)
     begin = seeds.begin
@@ -40,10 +41,9 @@ def learn(scaling: Scaling, series: Sequence[SeriesRows], pooled: Float64s) -> C
         for ring in (begin.apart, begin.rare):  # a new life begins its rings at their first place
             ring[model] = np.roll(ring[model], -int(begin.scalars["turn"][model, 0]))
     fallback = Seeds(scaling.median[-1:], scaling.spread[-1:], Companions.empty(1, parts))
-    segment = np.repeat(np.arange(len(pooled), dtype=np.int32), window_rows)
-    rows = pooled.reshape(-1, features)
-    go_over(fallback.begin, 0, rows, segment, fallback, 0, *weights(features), *rooms)
-    scaled = scaling.apply(len(series), rows).astype(np.float64)
+    apart = np.arange(len(pooled), dtype=np.int32)
+    go_over(fallback.begin, 0, pooled, apart, fallback, 0, *weights(features), *rooms)
+    scaled = scaling.apply(len(series), pooled).astype(np.float64)
     begin.level[-1, 0::3], begin.level[-1, 1::3] = scaled.mean(axis=0), scaled.var(axis=0)
     counts = fallback.begin.counts[0].astype(np.int64)
     begin.counts[-1] = counts * _POOLED_ROWS // max(int(counts.sum()), _POOLED_ROWS)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from models.autoencoder import ModelSpec
 from models.bundle import Bundle
 from models.history import Batches, History, Part, gather, topic_bounds, topic_source
+from models.spec import ModelSpec
 from models.training import Progress, train
 from pipeline.control import Standing
 from pipeline.detect import Detector

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from models import companions
-from models.autoencoder import Autoencoder, ModelSpec
+from models.autoencoder import Autoencoder
 from models.bundle import CANARY_WINDOWS, Bundle, Canary, seal, series_hash
 from models.cohorts import divide, shape
 from models.fitting import Lesson, fit
@@ -28,7 +27,9 @@ from models.samples import (
     windows_at,
 )
 from models.scaling import Scaling
+from models.spec import ModelSpec
 from models.stack import Stack
+from pipeline.companions import Companions
 from pipeline.config import TRAINING_WINDOWS, Scope
 from pipeline.errors import TooFewRows
 from pipeline.ports import Errors, Float32s, Float64s, Windows
@@ -108,7 +109,7 @@ def train(
         network_of=network_of,
         scaling=learned.scaling,
         calibration=np.stack([_calibrate(each) for each in errors]),
-        companions=companions.learn(learned.scaling, learned.series, learned.pooled.windows),
+        companions=learned.companions(),
         hashes=learned.hashes,
         canary=_canary(stack, learned.held_out, len(network_of)),
         source=source,
@@ -179,6 +180,11 @@ class _Learned:
         starts = evenly(self.parts[model].held_out, _CALIBRATION_WINDOWS)
         return _windows(windows_at(self.series[model].values, starts, self.spec.window_rows), model)
 
+    def companions(self) -> Companions:
+        """What all rows, those held out as well, leave to the companions of each model."""
+        pooled = self.pooled.windows.reshape(-1, len(self.spec.features))
+        return companions.learn(self.scaling, self.series, pooled, self.spec.window_rows)
+
     def _pooled_lesson(self, pooled: Pool, models: Int64s, random: np.random.Generator) -> Lesson:
         """Windows in the units of their models, laid end to end."""
         rows = self.scaling.apply(models, pooled.windows).reshape(-1, len(self.spec.features))
@@ -234,8 +240,7 @@ def _train_all(
 
         trained.append(fit(block, spec, report))
         before += len(block)
-    parts = zip(*(each.tensors() for each in trained), strict=True)
-    return Autoencoder.of([torch.cat(part) for part in parts])
+    return Autoencoder.join(trained)
 
 
 def _windows(raw: Float64s, model: int) -> Windows:

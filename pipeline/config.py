@@ -225,7 +225,9 @@ Scope = Literal["series", "cohort", "global"]
 class Model(Section):
     """The autoencoder of a stream."""
 
-    kind: Literal["undercomplete"] = "undercomplete"
+    kind: Literal["undercomplete", "denoising", "sparse", "contractive", "variational", "pca"] = Field(
+        "undercomplete", description="what keeps the autoencoder from copying its input"
+    )
     window: int = Field(32, ge=2, le=512, description="rows in a window")
     hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] | None = Field(
         None, description="widths between input and code; the decoder mirrors them; default: from the input"
@@ -417,7 +419,7 @@ class Config(Section):
     state: str = Field(
         "embedded:///offbeat-data/state", description="redis://host:6379/0 or embedded:///folder"
     )
-    registry: str = Field("offbeat-data/models", description="folder of trained bundles")
+    registry: str = Field("offbeat-data/models", description="folder or fsspec URL of trained bundles")
     snapshots: str = Field(
         "offbeat-data/snapshots",
         description="where copies of the state are kept: a folder, or a URL such as s3://bucket/folder",

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import history
@@ -66,6 +66,7 @@ series_of_rows = st.lists(st.sampled_from("abc"), min_size=1, max_size=60)
 
 
 # The bound and the share are each series' own, however series are mixed and batches are cut.
+@settings(deadline=None)  # the first example may compile kernels
 @given(series_of_rows, st.integers(1, 20), st.floats(0.05, 1.0), st.integers(1, 9))
 def test_the_newest_rows_of_the_first_share_are_kept(
     order: list[str], rows: int, first: float, size: int

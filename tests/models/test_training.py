@@ -10,7 +10,8 @@ import torch
 
 from models import Bundle, ModelSpec, Progress, SeriesRows, StackScorer, rows_needed, train
 from models.autoencoder import Autoencoder
-from models.fitting import _CHECK_STEPS, Lesson, _drop, _loss, fit
+from models.fitting import _CHECK_STEPS, Lesson, _drop, fit
+from models.kinds import misfit
 from models.samples import split
 from models.scaling import Scaling
 from models.training import _calibrate
@@ -137,12 +138,12 @@ def test_a_network_goes_on_as_it_was_when_another_leaves() -> None:
     def learn(network: Autoencoder, optimiser: torch.optim.Optimizer, rows: torch.Tensor) -> None:
         for _ in range(5):
             optimiser.zero_grad()
-            _loss(network, rows).sum().backward()
+            misfit(network, rows).sum().backward()
             optimiser.step()
 
     def start(models: slice) -> tuple[Autoencoder, torch.optim.Optimizer]:
         tensors = [tensor[models].clone().requires_grad_() for tensor in first.tensors()]
-        return Autoencoder.of(tensors), torch.optim.AdamW(tensors, lr=0.01, fused=True)
+        return first.of(tensors), torch.optim.AdamW(tensors, lr=0.01, fused=True)
 
     both, their_optimiser = start(slice(0, 2))
     learn(both, their_optimiser, target)

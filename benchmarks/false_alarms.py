@@ -29,6 +29,7 @@ import numpy as np  # noqa: E402 - the path comes first
 from numpy.typing import NDArray  # noqa: E402
 
 from models import Registry, StackScorer  # noqa: E402
+from models.episodes import LeftOut  # noqa: E402
 from models.history import Part  # noqa: E402
 from models.learning import Source  # noqa: E402
 from offbeat.training import learn  # noqa: E402
@@ -242,7 +243,7 @@ def train(every: Sequence[Series]) -> StackScorer:
         batches = [partial(_learned, each) for each in every]
         source = Source(batches, None, {"files": [each.name for each in every]})
         part = Part(config.streams["nab"].training.rows)
-        learned = learn(config, "nab", source, part, _ignore, freezes=[], promote=_ignore)
+        learned = learn(config, "nab", source, part, _ignore, left_out=LeftOut(), promote=_ignore)
         return StackScorer(Registry(folder).load("nab", learned.bundle_id))
 
 

@@ -19,7 +19,7 @@ from torch.nn.functional import huber_loss
 from models.autoencoder import Autoencoder, ModelSpec
 from models.samples import Int64s
 from models.scaling import INPUT_CLIP
-from pipeline.ports import Float32s
+from pipeline.ports import Float32s, Float64s
 
 _BATCH: Final = 64
 _LEARNING_RATE: Final = 2e-3
@@ -47,9 +47,26 @@ class Lesson:
     held_out: Int64s
 
 
-def fit(
-    lessons: Sequence[Lesson], spec: ModelSpec, report: Callable[[float, int, float], None]
-) -> Autoencoder:
+@dataclass(frozen=True, slots=True, eq=False)
+class Check:
+    """How far networks are that learn together.
+
+    Attributes:
+        share: of the steps, 0 to 1.
+        finished: networks that are done.
+        loss: float32[M], on rows that each network learns from; NaN once it is done.
+        held_out_loss: the same on the rows held out.
+        best_loss: float64[M], the lowest of these so far.
+    """
+
+    share: float
+    finished: int
+    loss: Float32s
+    held_out_loss: Float32s
+    best_loss: Float64s
+
+
+def fit(lessons: Sequence[Lesson], spec: ModelSpec, report: Callable[[Check], None]) -> Autoencoder:
     """Train one network a lesson; each keeps the weights of its best check and leaves when it is done.
 
     Networks do not know of each other: what one becomes depends on its lesson and on rounding alone.
@@ -57,15 +74,15 @@ def fit(
     Args:
         lessons: one a network.
         spec: its shape, and how many steps at most.
-        report: called after each check with the share of steps done, how many networks are finished, and
-            the mean of their best held-out losses.
+        report: called after each check.
     """
     best = Autoencoder.initial(spec.widths(), [lesson.random for lesson in lessons])
     network = Autoencoder.of([tensor.clone().requires_grad_() for tensor in best.tensors()])
     optimiser = torch.optim.AdamW(network.tensors(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     windows, base = _all_windows(lessons, spec)
-    held_out = np.stack(
-        [start + _spread(each.held_out, _CHECK_WINDOWS) for start, each in zip(base, lessons, strict=True)]
+    seen, held_out = (
+        np.stack([start + _spread(each, _CHECK_WINDOWS) for start, each in zip(base, some, strict=True)])
+        for some in ([each.train for each in lessons], [each.held_out for each in lessons])
     )
     best_loss = np.full(len(lessons), np.inf)
     best_check = np.zeros(len(lessons), np.int64)
@@ -82,21 +99,22 @@ def fit(
 
         with torch.no_grad():
             loss = _loss(network, windows[torch.from_numpy(held_out[active])]).numpy()
+            seen_loss = _loss(network, windows[torch.from_numpy(seen[active])]).numpy()
             better = np.flatnonzero(loss < best_loss[active])
             for kept, now in zip(best.tensors(), network.tensors(), strict=True):
                 kept[torch.from_numpy(active[better])] = now[torch.from_numpy(better)]
         best_loss[active[better]] = loss[better]
         best_check[active[better]] = check
 
+        losses = np.full((2, len(lessons)), np.nan, np.float32)
+        losses[:, active] = seen_loss, loss
+
         going = np.flatnonzero(check - best_check[active] < _PATIENCE)
         if len(going) < len(active):
             _drop(optimiser, torch.from_numpy(going))
             active = active[going]
-        report(
-            steps.stop / spec.steps if len(active) else 1.0,
-            len(lessons) - len(active),
-            float(best_loss.mean()),
-        )
+        share = steps.stop / spec.steps if len(active) else 1.0
+        report(Check(share, len(lessons) - len(active), losses[0], losses[1], best_loss.copy()))
         if not len(active):
             break
     return best

@@ -11,7 +11,7 @@ import torch
 
 from models.autoencoder import Autoencoder, ModelSpec
 from models.bundle import CANARY_WINDOWS, Bundle, Canary, seal, series_hash
-from models.fitting import Lesson, fit
+from models.fitting import Check, Lesson, fit
 from models.samples import (
     Pool,
     SeriesRows,
@@ -45,13 +45,20 @@ class Progress:
         fraction: of the work there is at most, 0 to 1.
         finished: networks that are done.
         networks: all of them, the fallback included.
-        held_out_loss: mean over the block of networks at work, each in its best moment so far.
+        first: the first of those at work, which are numbered in the bundle's order.
+        check: how they are doing.
     """
 
     fraction: float
     finished: int
     networks: int
-    held_out_loss: float
+    first: int
+    check: Check
+
+    @property
+    def held_out_loss(self) -> float:
+        """Mean over the networks at work, each in its best moment so far."""
+        return float(self.check.best_loss.mean())
 
 
 def rows_needed(spec: ModelSpec) -> int:
@@ -187,11 +194,9 @@ def _train_all(
     before = 0
     for number, block in enumerate(blocks):
 
-        def report(
-            share: float, finished: int, loss: float, number: int = number, before: int = before
-        ) -> None:
-            fraction = (number + share) / len(blocks)
-            on_progress(Progress(fraction, before + finished, len(lessons), loss))
+        def report(check: Check, number: int = number, before: int = before) -> None:
+            fraction = (number + check.share) / len(blocks)
+            on_progress(Progress(fraction, before + check.finished, len(lessons), before, check))
 
         trained.append(fit(block, spec, report))
         before += len(block)

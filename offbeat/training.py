@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from itertools import islice
 
 from models import ModelSpec, StackScorer, learning
-from models.history import Batches, Part
+from models.episodes import LeftOut
+from models.history import Batches, Part, recent_ms
 from models.learning import OnStep, Source
 from models.spec import model_spec
 from offbeat import app
 from pipeline.config import Config
-from pipeline.control import Standing
 from pipeline.detect import Detector
 from pipeline.ports import Reader
 from pipeline.records import RecordBatch, TopicPartition
@@ -42,7 +42,13 @@ class SeriesLearned:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What came of training; ``frozen`` rows were left out because silences say so."""
+    """What came of training.
+
+    Attributes:
+        rows: that were learned from; of ``rows_limit`` a series at most.
+        frozen, alerts, thinned, normal, over: see :class:`models.history.Account`, over all series.
+        bins: records that did not become rows of their own.
+    """
 
     stream: str
     bundle_id: str
@@ -51,6 +57,10 @@ class Learned:
     rows: int
     rows_limit: int
     frozen: int
+    alerts: int
+    thinned: int
+    normal: int
+    over: int
     bins: dict[str, int]
     spec: ModelSpec
     series: list[SeriesLearned]
@@ -59,13 +69,24 @@ class Learned:
 
 
 def from_topic(
-    reader: Reader, config: Config, stream: str, since: datetime | None, until: datetime | None
+    reader: Reader,
+    config: Config,
+    stream: str,
+    part: Part,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> Source:
     """A stream's own topic, by the timestamps of its records.
 
-    Raises as :func:`models.learning.from_topic`.
+    Where neither a beginning nor a first share is asked for it reaches ``training.history`` back. Raises as
+    :func:`models.learning.from_topic`.
     """
-    return learning.from_topic(reader, config.stream(stream).topic, _ms(since), _ms(until))
+    settings = config.stream(stream)
+    since_ms, until_ms = _ms(since), _ms(until)
+    if since_ms is None and part.first == 1:
+        since_ms = recent_ms(reader, settings.topic, settings.training.history, until_ms)
+    return learning.from_topic(reader, settings.topic, since_ms, until_ms)
 
 
 def _ms(at: datetime | None) -> int | None:
@@ -103,13 +124,12 @@ def learn(
     part: Part,
     on_step: OnStep,
     *,
-    freezes: Sequence[Standing],
+    left_out: LeftOut,
     promote: Callable[[str], str | None],
 ) -> Learned:
     """Train a stream's models on a source, keep the bundle and hand its id to ``promote``.
 
-    Rows within windows of ``freezes`` are left out. ``promote`` makes it the champion and returns the id of
-    its predecessor.
+    ``promote`` makes it the champion and returns the id of its predecessor.
 
     Raises:
         TooFewRows: there is not enough history yet; nothing was changed.
@@ -123,10 +143,11 @@ def learn(
         source,
         part,
         on_step,
-        freezes=freezes,
+        left_out=left_out,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     bundle, history = taught.bundle, taught.history
+    account = history.account
     bundle_id = app.registry(config).save(stream, bundle)
     predecessor = promote(bundle_id)
 
@@ -140,7 +161,11 @@ def learn(
         records=history.records,
         rows=history.rows,
         rows_limit=history.rows_limit,
-        frozen=history.frozen,
+        frozen=account.frozen,
+        alerts=account.alerts,
+        thinned=account.thinned,
+        normal=account.normal,
+        over=account.over,
         bins=history.bins,
         spec=bundle.manifest.spec,
         series=[

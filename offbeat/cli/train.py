@@ -35,13 +35,9 @@ from offbeat.cli.rows import (
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from models.history import Part
-    from offbeat.controls import Control
     from offbeat.training import Learned
     from pipeline.config import Config
-    from pipeline.control import Standing
     from producers.layouts import FileOptions
 
 _SERIES_SHOWN = 12
@@ -135,6 +131,7 @@ def _moment(text: str | None, option: str) -> datetime | None:
 
 
 def _from_files(config: Config, name: str, options: FileOptions, part: Part) -> Learned:
+    from models.episodes import LeftOut
     from offbeat import app, training
     from offbeat.controls import Control, who
     from offbeat.fitting import check_events
@@ -163,7 +160,7 @@ def _from_files(config: Config, name: str, options: FileOptions, part: Part) -> 
                 source,
                 part,
                 lambda step: show(step.phase, step.fraction, step.detail),
-                freezes=_freezes(control, name),
+                left_out=LeftOut.of(config, name, broker.reader(), control.view()),
                 promote=lambda bundle_id: control.promote(name, bundle_id, f"trained on {paths}"),
             )
     tell_bad_rows(report)
@@ -173,6 +170,7 @@ def _from_files(config: Config, name: str, options: FileOptions, part: Part) -> 
 def _from_topic(
     config: Config, name: str, part: Part, since: datetime | None, until: datetime | None
 ) -> Learned:
+    from models.episodes import LeftOut
     from offbeat import app, training
     from offbeat.controls import Control, who
 
@@ -180,22 +178,17 @@ def _from_topic(
         app.require_input(config, name, broker)
         control = Control(config, broker, who("offbeat train"))
         with meter() as show:
-            source = training.from_topic(broker.reader(), config, name, since, until)
+            reader = broker.reader()
+            source = training.from_topic(reader, config, name, part, since=since, until=until)
             return training.learn(
                 config,
                 name,
                 source,
                 part,
                 lambda step: show(step.phase, step.fraction, step.detail),
-                freezes=_freezes(control, name),
+                left_out=LeftOut.of(config, name, reader, control.view()),
                 promote=lambda bundle_id: control.promote(name, bundle_id, "trained on the stream's topic"),
             )
-
-
-def _freezes(control: Control, name: str) -> Sequence[Standing]:
-    """The silences under which nothing of a stream is learned."""
-    view = control.view()
-    return view.decisions(name, view.decided(name)).freezes
 
 
 def _tell(learned: Learned, seconds: float) -> None:
@@ -206,10 +199,19 @@ def _tell(learned: Learned, seconds: float) -> None:
         f"({learned.records:,} records) in {seconds:.0f} s"
     )
     unused = [f"{count:,} {_LOST[name]}" for name, count in learned.bins.items() if count and name in _LOST]
-    if learned.frozen:
-        unused.append(f"{counted(learned.frozen, 'row')} that silences froze")
+    for rows, why in (
+        (learned.frozen, "that silences froze"),
+        (learned.alerts, "of alerts"),
+        (learned.thinned, f"beyond the {learned.rows_limit:,} that are taken of a series"),
+    ):
+        if rows:
+            unused.append(f"{counted(rows, 'row')} {why}")
     if unused:
         typer.echo("not used: " + ", ".join(unused))
+    used = [f"{counted(learned.normal, 'row')} that people called normal"] * (learned.normal > 0)
+    used += [f"{counted(learned.over, 'row')} beyond a fifth of a series"] * (learned.over > 0)
+    if used:
+        typer.echo("used although an alert was raised: " + ", ".join(used))
     widths = "-".join(map(str, learned.spec.widths()))
     typer.echo(
         f"models: {own:,} series with a model of their own, one shared model for all others; "

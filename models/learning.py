@@ -197,7 +197,7 @@ def _said(spec: ModelSpec, stream: str, history: History, error: TooFewRows) -> 
     rate, account, width = history.rate, history.account, spec.window_rows
     more = f"; about {lasting((error.need - error.have) / rate)} more at the present rate" if rate else ""
     unread = history.bins.get("dead_lettered", 0) + history.bins.get("corrupt", 0)
-    why = [f"{len(history.series):,} series with windows of {width} rows"]
+    why = [f"{len(history.accounts):,} series with windows of {width} rows"]
     why += [f"each gap and each further series costs {width - 1}"]
     why += [f"{unread:,} of {history.records:,} records could not be read"] * (unread > 0)
     why += [f"{account.frozen:,} rows are frozen by silences"] * (account.frozen > 0)

@@ -144,7 +144,7 @@ def learn(
         part,
         on_step,
         left_out=left_out,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
     bundle, history = taught.bundle, taught.history
     account = history.account

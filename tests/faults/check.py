@@ -18,11 +18,11 @@ import numpy as np
 from offbeat.app import StreamModels
 from pipeline.adoption import adopt, reconcile
 from pipeline.alerts import Alert, DeadLetter, Transition
-from pipeline.control import NO_DECISIONS, ControlLog
+from pipeline.control import NO_DECISIONS, ControlLog, ControlView
 from pipeline.detect import Detector, Outputs
-from pipeline.journal import InForce, JournalLog
+from pipeline.journal import InForce, JournalLog, Past
 from pipeline.ownership import Shelf
-from pipeline.ports import Scorer
+from pipeline.ports import Reader, Scorer
 from pipeline.reading import stretch
 from pipeline.records import Int64s, PackedRows, RecordBatch, TopicPartition
 from pipeline.series import Header, PartitionState
@@ -95,11 +95,22 @@ def left(place: Place) -> Outputs:
     found.dead_letters += map(
         DeadLetter.model_validate_json, _values(place, place.settings.dead_letters_topic)
     )
-    journal = JournalLog(reader, place.settings.journal_topic(STREAM))
-    for number, bounds in reader.bounds(place.topic).items():
-        past = journal.past(number, bounds.topic_id, bounds.end_offset)
+    for past in pasts(place, reader).values():
         found.changes += chain.from_iterable(entry.changes for entry in past.alerts)
     return found
+
+
+def pasts(place: Place, reader: Reader) -> dict[int, Past]:
+    """What the journal says of each partition."""
+    journal = JournalLog(reader, place.settings.journal_topic(STREAM))
+    bounds = reader.bounds(place.topic)
+    return {number: journal.past(number, each.topic_id, each.end_offset) for number, each in bounds.items()}
+
+
+def as_decided(past: Past, view: ControlView) -> bool:
+    """Whether what the journal says last is what was decided last."""
+    last = past.changes[-1]
+    return (last.bundle_sha, last.policy_sha) == (view.champions[STREAM], view.policies[STREAM])
 
 
 def judge(place: Place, given_up: GivenUp | None = None) -> Verdict:
@@ -247,8 +258,7 @@ class Reference:
         told = Counter(_change(each) for entry in self.past.alerts for each in entry.changes)
         if told - self._before != Counter(map(_change, self.outputs.changes)):
             wrong.append("the journal tells of other alert changes than were made")
-        last, view = self.past.changes[-1], control.view
-        if (last.bundle_sha, last.policy_sha) != (view.champions[STREAM], view.policies[STREAM]):
+        if not as_decided(self.past, control.view):
             wrong.append("what the journal says last is not what was decided last")
         self.wrong += [f"{self.partition}: {each}" for each in wrong]
 

@@ -15,11 +15,11 @@ from kafka.structs import OffsetAndMetadata
 
 from offbeat import app
 from pipeline.detect import Outputs
-from pipeline.journal import JournalLog, Past
+from pipeline.journal import Past
 from pipeline.state import connect as connect_state
 
 from . import load
-from .check import Anew, GivenUp, Verdict, judge, left
+from .check import Anew, GivenUp, Verdict, judge, left, pasts
 from .load import STREAM
 from .place import DEADLINE_S, Grounds, Place, Run, place_at, running
 from .seam import Fault, Outcome, judged
@@ -244,10 +244,7 @@ def work(run: Run) -> None:
 
 
 def _pasts(place: Place) -> dict[int, Past]:
-    reader = place.broker.reader()
-    journal = JournalLog(reader, place.settings.journal_topic(STREAM))
-    bounds = reader.bounds(place.topic)
-    return {number: journal.past(number, each.topic_id, each.end_offset) for number, each in bounds.items()}
+    return pasts(place, place.broker.reader())
 
 
 def _set_positions(place: Place, positions: Mapping[int, int]) -> None:

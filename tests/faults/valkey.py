@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from redis import Redis
 from servers import ValkeyServer
 
-from pipeline.errors import StoreDown
+from pipeline.control import ControlLog
+from pipeline.errors import BusDown, StoreDown
 from pipeline.records import TopicPartition
 from pipeline.state import connect as connect_state
 from pipeline.state.embedded import EmbeddedServer
 from pipeline.status import STORE
 
 from . import load
+from .check import as_decided, pasts
 from .load import STREAM
 from .place import DEADLINE_S, Grounds, Place, Run, Worker, place_at, running
 from .seam import Fault, Outcome, judged
@@ -251,11 +253,16 @@ def faults() -> Iterator[Fault]:
 
 
 def work_on(run: Run, records: int | None, *, decide: bool = False) -> None:
-    """So many more records come in, or all that are left, and are settled."""
+    """So many more records come in, or all that are left, and are settled, as is what is decided amid them.
+
+    Workers may have read all of them before it is decided: it comes into force a turn later then.
+    """
     run.place.feed(records)
     if decide:
         run.place.decide()
     run.follow(lambda: run.position >= run.place.records)
+    if decide:
+        wait_until_in_force(run.place)
 
 
 def start(run: Run, slot: int, wall_clock: str | None = None) -> Worker:
@@ -307,13 +314,13 @@ def stored(place: Place, url: str, partitions: int = load.PARTITIONS) -> dict[in
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
-    """Return once something holds; a server that does not answer may do so yet."""
+    """Return once something holds; a server may yet answer, and a commit that is under way may yet end."""
     deadline = time.monotonic() + DEADLINE_S
     while True:
         try:
             if holds():
                 return
-        except StoreDown:
+        except (StoreDown, BusDown):
             pass
         must(time.monotonic() < deadline, what)
         time.sleep(LOOK_S)
@@ -323,6 +330,16 @@ def wait_until_stored(place: Place, partitions: int = load.PARTITIONS) -> None:
     """Return once all that is committed is stored."""
     state = place.settings.state
     wait_until(lambda: stored(place, state, partitions) == place.committed(), "all states are stored")
+
+
+def wait_until_in_force(place: Place) -> None:
+    """Return once what was decided last is in force for every partition."""
+    reader = place.broker.reader()
+    view = ControlLog(reader, place.settings.control_topic).refresh()
+    wait_until(
+        lambda: all(as_decided(past, view) for past in pasts(place, reader).values()),
+        "what was decided last is in force",
+    )
 
 
 def must(holds: bool, what: str) -> None:  # noqa: FBT001 - it stands where assert would

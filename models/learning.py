@@ -8,15 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.autoencoder import ModelSpec
-from models.bundle import Bundle
+from models.bundle import Bundle, attach
 from models.episodes import LeftOut
-from models.fitting import Check
 from models.history import Batches, History, Part, gather, topic_bounds, topic_source
+from models.losses import Curves
+from models.manifest import REPORT_FILES
+from models.page import html
+from models.report import Report
+from models.reporting import make
 from models.training import Progress, train
 from pipeline.detect import Detector
 from pipeline.errors import TooFewRows
 from pipeline.figures import lasting
-from pipeline.ports import Float32s, Reader
+from pipeline.ports import Reader
 from pipeline.records import TopicPartition
 
 
@@ -54,24 +58,18 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Losses:
-    """How training went, by network in the bundle's order; the fallback is the last.
+class Taught:
+    """What came of learning.
 
     Attributes:
-        train, held_out: float32[C, M], at each of up to C checks; NaN once a network is done.
+        bundle: which nobody keeps or uses yet; it holds the report.
+        history: what it was learned from.
+        report: how it came about.
     """
-
-    train: Float32s
-    held_out: Float32s
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Taught:
-    """What came of learning: the bundle, which nobody keeps or uses yet, and how it came about."""
 
     bundle: Bundle
     history: History
-    losses: Losses
+    report: Report
 
 
 def from_topic(reader: Reader, topic: str, since_ms: int | None, until_ms: int | None) -> Source:
@@ -123,7 +121,7 @@ def learn(
         left_out,
         _reading(source, part, on_step),
     )
-    curves = _Curves()
+    curves = Curves()
 
     def on_progress(progress: Progress) -> None:
         curves.add(progress)
@@ -139,33 +137,9 @@ def learn(
         )
     except TooFewRows as error:
         raise _said(spec, detector.name, history, error) from None
-    return Taught(bundle, history, curves.losses())
-
-
-class _Curves:
-    """The losses of networks as they come: of one block of them after the other."""
-
-    def __init__(self) -> None:
-        self._blocks = dict[int, list[Check]]()
-
-    def add(self, progress: Progress) -> None:
-        self._blocks.setdefault(progress.first, []).append(progress.check)
-
-    def losses(self) -> Losses:
-        checks = max(len(block) for block in self._blocks.values())
-
-        def joined(name: str) -> Float32s:
-            """Blocks side by side, those with fewer checks ended with NaN."""
-            blocks = [np.stack([getattr(each, name) for each in block]) for block in self._blocks.values()]
-            return np.concatenate(
-                [
-                    np.pad(each, [(0, checks - len(each)), (0, 0)], constant_values=np.float32(np.nan))
-                    for each in blocks
-                ],
-                axis=1,
-            )
-
-        return Losses(joined("loss"), joined("held_out_loss"))
+    report = make(bundle, history, curves.losses(), detector.name, detector.stream)
+    reports = dict(zip(REPORT_FILES, (report.json(), html(report)), strict=True))
+    return Taught(attach(bundle, reports), history, report)
 
 
 def _reading(source: Source, part: Part, on_step: OnStep) -> Callable[[int], None]:

@@ -120,7 +120,7 @@ def train(
         for name in ordered
     ]
     held_out.append(pooled.held_out)
-    calibration = np.stack([_calibrate(stack.score(_windows(raw, i))) for i, raw in enumerate(held_out)])
+    calibration = np.stack([_calibrate(stack.score(windows_of(raw, i))) for i, raw in enumerate(held_out)])
     return seal(
         spec,
         network=network,
@@ -204,7 +204,7 @@ def _train_all(
     return Autoencoder.of([torch.cat(part) for part in parts])
 
 
-def _windows(raw: Float64s, model: int) -> Windows:
+def windows_of(raw: Float64s, model: int) -> Windows:
     """Raw windows float64[n, W, F] as the detect step hands them over."""
     anchor = raw[:, -1].copy()
     largest = float(np.finfo(np.float32).max)
@@ -229,7 +229,7 @@ def _calibrate(errors: Errors) -> Float64s:
 def _canary(stack: Stack, held_out: Sequence[Float64s]) -> Canary:
     """A few windows and their errors, over models evenly spaced, the fallback among them."""
     models = np.unique(np.linspace(0, len(held_out) - 1, CANARY_WINDOWS).round().astype(np.int64))[::-1]
-    parts = [_windows(held_out[model][:1], model) for model in models]
+    parts = [windows_of(held_out[model][:1], model) for model in models]
     windows = Windows(
         np.concatenate([part.tail for part in parts]),
         np.concatenate([part.anchor for part in parts]),

@@ -1,10 +1,11 @@
 """Autoencoders: stacks, training, bundles, the registry and the scorers."""
 
-from models.autoencoder import Autoencoder, ModelSpec
+from models.autoencoder import Autoencoder
 from models.bundle import Bundle, load, save
 from models.registry import Registry
 from models.samples import SeriesRows
 from models.scorer import StackScorer
+from models.spec import ModelSpec
 from models.training import Progress, rows_needed, train
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""The undercomplete autoencoder, stacked: many small networks of one shape in one set of tensors.
+"""Autoencoders, stacked: many small networks of one shape in one set of tensors.
 
-A mirrored encoder and decoder with a narrow middle must find what windows have in common, because the
-code has no room for a copy. Every tensor has a leading dimension M, one network each, so that all of
-them are trained and asked by batched products.
+A mirrored encoder and decoder must find what windows have in common, because a constraint on the code
+keeps them from copying. Every tensor has a leading dimension M, one network each, so that all of them are
+trained and asked by batched products.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.residuals import affine, tanh
-from pipeline.errors import ConfigError
 
 # One thread for each product: they are small, and threads that wait for each other on a busy machine cost far
 # more than a second core brings (300 steps of 100 networks beside two busy processes: 4 s with one thread,
@@ -27,130 +26,108 @@ from pipeline.errors import ConfigError
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
 
-MAX_WIDTH: Final = 65_536
-"""Bound on window_rows x features, and on every layer's width."""
+Bend: TypeAlias = Literal["tanh", "sigmoid", "linear"]
+"""What a layer makes of its sums."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """What to train: the shape of the network and of its input.
-
-    The input is a window of ``window_rows`` rows of all features, flattened row by row. Where ``hidden``
-    is None it is one layer of half the input's width up to 32, and of an eighth beyond 256; where ``code``
-    is None it is a quarter of the last hidden layer: 32-16-4-16-32 for one feature and 32 rows,
-    128-32-8-32-128 for four.
-
-    Attributes:
-        features: names, in the order of the columns.
-        window_rows: rows in a window.
-        kind: the kind of autoencoder.
-        hidden: widths of the encoder's hidden layers; the decoder mirrors them.
-        code: width of the code, below the input's.
-        seed: everything random follows from it.
-        steps: optimiser steps at most.
-        transforms: how features were made from readings; compared, never read.
-
-    Raises:
-        ConfigError: a value does not make sense.
-    """
-
-    features: tuple[str, ...]
-    window_rows: int = 32
-    kind: str = "undercomplete"
-    hidden: tuple[int, ...] | None = None
-    code: int | None = None
-    seed: int = 0
-    steps: int = 1_200
-    transforms: str = ""
-
-    def __post_init__(self) -> None:
-        if self.kind != "undercomplete":
-            raise ConfigError(f"model.kind is {self.kind!r}; the one kind there is so far is 'undercomplete'")
-        if not self.features or self.window_rows < 2 or self.steps < 1 or self.seed < 0:
-            raise ConfigError(
-                f"a model needs features (found {len(self.features)}), windows of at least 2 rows "
-                f"(window_rows is {self.window_rows}), steps (found {self.steps}) and a seed from 0 on "
-                f"(found {self.seed})"
-            )
-        widths = self.encoder_widths()
-        if min(widths) < 1 or max(widths) > MAX_WIDTH:
-            raise ConfigError(f"layers of {widths} units; each must have 1 to {MAX_WIDTH}")
-        if widths[-1] >= widths[0]:
-            raise ConfigError(
-                f"model.code is {widths[-1]} for an input of {widths[0]} values; an undercomplete "
-                "autoencoder needs a narrower code, or it can copy its input"
-            )
-
-    def encoder_widths(self) -> tuple[int, ...]:
-        """Widths from the input to the code."""
-        width = self.window_rows * len(self.features)
-        hidden = self.hidden
-        if hidden is None:
-            hidden = (max(1, min(width // 2, 32), width // 8),)
-        code = self.code
-        if code is None:
-            code = max(1, (width, *hidden)[-1] // 4)
-        return (width, *hidden, code)
-
-    def widths(self) -> tuple[int, ...]:
-        """Widths of all layers: the encoder's, then the same mirrored."""
-        encoder = self.encoder_widths()
-        return encoder + encoder[-2::-1]
+def layer_shapes(widths: Sequence[int], heads: int = 1) -> list[tuple[int, int]]:
+    """The shape (in, out) of each layer's weight; the code's layer puts out ``heads`` times the code."""
+    code = len(widths) // 2 - 1
+    return [(a, b * heads if layer == code else b) for layer, (a, b) in enumerate(pairwise(widths))]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Autoencoder:
-    """M networks of one shape: tanh at every layer but the last, which is linear.
+    """M networks of one shape: tanh at every layer but the code's, whose bend is told, and the last, linear.
+
+    Where the encoder tells a distribution, the code's layer puts out twice the code: first its mean, which is
+    the code, then the logarithm of its variance.
 
     Attributes:
         weights: per layer float32[M, width in, width out].
         biases: per layer float32[M, 1, width out].
+        bend: of the code's layer.
     """
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
+    bend: Bend
 
     def __len__(self) -> int:
         return len(self.weights[0])
 
     @classmethod
-    def initial(cls, widths: Sequence[int], random: Sequence[np.random.Generator]) -> Autoencoder:
+    def initial(
+        cls,
+        widths: Sequence[int],
+        random: Sequence[np.random.Generator],
+        *,
+        bend: Bend = "tanh",
+        heads: int = 1,
+    ) -> Autoencoder:
         """Untrained networks, one drawn from each generator (uniform after Glorot and Bengio, 2010)."""
-        weights = []
-        for fan_in, fan_out in pairwise(widths):
+        weights, biases = [], []
+        for fan_in, fan_out in layer_shapes(widths, heads):
             bound = (6 / (fan_in + fan_out)) ** 0.5
             drawn = [each.uniform(-bound, bound, (fan_in, fan_out)).astype(np.float32) for each in random]
             weights.append(torch.from_numpy(np.stack(drawn)))
-        biases = [torch.zeros(len(random), 1, width) for width in widths[1:]]
-        return cls(tuple(weights), tuple(biases))
+            biases.append(torch.zeros(len(random), 1, fan_out))
+        return cls(tuple(weights), tuple(biases), bend)
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> Autoencoder:
-        """The inverse of :meth:`tensors`."""
-        half = len(tensors) // 2
-        return cls(tuple(tensors[:half]), tuple(tensors[half:]))
+    def join(cls, parts: Sequence[Autoencoder]) -> Autoencoder:
+        """One stack of several of one shape and kind."""
+        tensors = zip(*(each.tensors() for each in parts), strict=True)
+        return parts[0].of([torch.cat(each) for each in tensors])
+
+    @property
+    def middle(self) -> int:
+        """The decoder's first layer; the encoder's are those before it."""
+        return len(self.weights) // 2
+
+    @property
+    def code(self) -> int:
+        """Width of the code."""
+        return self.weights[self.middle].shape[1]
 
     def tensors(self) -> list[Tensor]:
         """All weights, then all biases."""
         return [*self.weights, *self.biases]
 
+    def of(self, tensors: Sequence[Tensor]) -> Autoencoder:
+        """The same kind of network with other tensors, in the order of :meth:`tensors`."""
+        half = len(tensors) // 2
+        return Autoencoder(tuple(tensors[:half]), tuple(tensors[half:]), self.bend)
+
     def pick(self, models: slice | Tensor) -> Autoencoder:
         """Some of the networks; a slice shares memory, an index int64[k] copies."""
-        return Autoencoder(
-            tuple(weight[models] for weight in self.weights), tuple(bias[models] for bias in self.biases)
-        )
+        return self.of([tensor[models] for tensor in self.tensors()])
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Compress float32[M, n, width] to codes float32[M, n, code]."""
-        for layer in range(len(self.weights) // 2):
-            inputs = _bend(torch.baddbmm(self.biases[layer], inputs, self.weights[layer]))
-        return inputs
+        layer, code = self.middle - 1, self.code
+        sums = torch.baddbmm(
+            self.biases[layer][..., :code], self._hidden(inputs), self.weights[layer][..., :code]
+        )
+        return _bent(sums, self.bend)
+
+    def distribution(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance, float32[M, n, code] each, that the encoder tells of float32[M, n, width]."""
+        layer, code = self.middle - 1, self.code
+        both = torch.baddbmm(self.biases[layer], self._hidden(inputs), self.weights[layer])
+        return both[..., :code], both[..., code:]
+
+    def _hidden(self, values: Tensor) -> Tensor:
+        """What the code's layer sees."""
+        for layer in range(self.middle - 1):
+            values = _bent(torch.baddbmm(self.biases[layer], values, self.weights[layer]), "tanh")
+        return values
 
     def decode(self, codes: Tensor) -> Tensor:
         """Restore float32[M, n, width] from codes float32[M, n, code]."""
         last = len(self.weights) - 1
-        for layer in range(len(self.weights) // 2, last):
-            codes = _bend(torch.baddbmm(self.biases[layer], codes, self.weights[layer]))
+        for layer in range(self.middle, last):
+            codes = _bent(torch.baddbmm(self.biases[layer], codes, self.weights[layer]), "tanh")
         return torch.baddbmm(self.biases[last], codes, self.weights[last])
 
     def reconstruct(self, inputs: Tensor) -> Tensor:
@@ -163,17 +140,24 @@ class Autoencoder:
         For few rows each: copying the weights of networks that do not stand side by side takes more time then
         than the products do.
         """
-        values, last = inputs, len(self.weights) - 1
+        values, middle, code, last = inputs, self.middle, self.code, len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            outputs = torch.empty(*values.shape[:2], weight.shape[2])
+            to_code = layer == middle - 1
+            outputs = torch.empty(*values.shape[:2], code if to_code else weight.shape[2])
             affine(values.numpy(), weight.numpy(), bias.numpy(), models, outputs.numpy())
-            values = _bend(outputs) if layer < last else outputs
+            if layer < last:
+                outputs = _bent(outputs, self.bend if to_code else "tanh")
+            values = outputs
         return values
 
 
-def _bend(values: Tensor) -> Tensor:
-    """The tangent of a layer's output, in place; where gradients are taken through it, by PyTorch."""
+def _bent(sums: Tensor, bend: Bend) -> Tensor:
+    """A layer's output from its sums, in place; where gradients are taken through it, by PyTorch."""
+    if bend == "linear":
+        return sums
     if torch.is_grad_enabled():
-        return values.tanh_()
-    tanh(values.view(-1).numpy())
-    return values
+        return sums.tanh_() if bend == "tanh" else sums.sigmoid_()
+    if bend == "sigmoid":  # a tangent of half the size, moved
+        return _bent(sums.mul_(0.5), "tanh").mul_(0.5).add_(0.5)
+    tanh(sums.view(-1).numpy())
+    return sums

@@ -14,11 +14,11 @@ from typing import Final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import huber_loss
 
-from models.autoencoder import Autoencoder, ModelSpec
+from models.autoencoder import Autoencoder
+from models.kinds import Kind, clipped, misfit, principal
 from models.samples import Int64s
-from models.scaling import INPUT_CLIP
+from models.spec import ModelSpec
 from pipeline.ports import Float32s, Float64s
 
 _BATCH: Final = 64
@@ -35,7 +35,7 @@ class Lesson:
     """What one network learns from.
 
     Attributes:
-        random: its own randomness, for its first weights and its batches.
+        random: its own randomness, for its first weights, its batches and its noise.
         rows: float32[n, F], scaled.
         train: first rows of windows, int64.
         held_out: the same, for the checks.
@@ -76,14 +76,20 @@ def fit(lessons: Sequence[Lesson], spec: ModelSpec, report: Callable[[Check], No
         spec: its shape, and how many steps at most.
         report: called after each check.
     """
-    best = Autoencoder.initial(spec.widths(), [lesson.random for lesson in lessons])
-    network = Autoencoder.of([tensor.clone().requires_grad_() for tensor in best.tensors()])
+    kind = spec.family
+    if kind.loss is None:
+        return _solve(lessons, spec, report)
+    random = [lesson.random for lesson in lessons]
+    best = Autoencoder.initial(spec.widths(), random, bend=kind.bend, heads=kind.heads)
+    network = best.of([tensor.clone().requires_grad_() for tensor in best.tensors()])
     optimiser = torch.optim.AdamW(network.tensors(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     windows, base = _all_windows(lessons, spec)
     seen, held_out = (
         np.stack([start + _spread(each, _CHECK_WINDOWS) for start, each in zip(base, some, strict=True)])
         for some in ([each.train for each in lessons], [each.held_out for each in lessons])
     )
+    noise_width = _noise_width(kind, spec)
+    check_noise = _noise(random, _CHECK_WINDOWS, noise_width)  # the same in each check, so that they compare
     best_loss = np.full(len(lessons), np.inf)
     best_check = np.zeros(len(lessons), np.int64)
     active = np.arange(len(lessons))
@@ -94,12 +100,16 @@ def fit(lessons: Sequence[Lesson], spec: ModelSpec, report: Callable[[Check], No
         for step, batch in zip(steps, torch.from_numpy(picks), strict=True):
             optimiser.param_groups[0]["lr"] = _rate(step, spec.steps)
             optimiser.zero_grad()
-            _loss(network, windows[batch]).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
+            noise = _noise([random[i] for i in active.tolist()], _BATCH, noise_width)
+            # No name for the loss: its graph would outlive the step, and with it the shapes before _drop.
+            kind.loss(network, windows[batch], noise).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
 
         with torch.no_grad():
-            loss = _loss(network, windows[torch.from_numpy(held_out[active])]).numpy()
-            seen_loss = _loss(network, windows[torch.from_numpy(seen[active])]).numpy()
+            targets = windows[torch.from_numpy(held_out[active])]
+            noise = check_noise[torch.from_numpy(active)]
+            loss = kind.loss(network, targets, noise).detach().numpy()
+            seen_loss = kind.loss(network, windows[torch.from_numpy(seen[active])], noise).detach().numpy()
             better = np.flatnonzero(loss < best_loss[active])
             for kept, now in zip(best.tensors(), network.tensors(), strict=True):
                 kept[torch.from_numpy(active[better])] = now[torch.from_numpy(better)]
@@ -141,10 +151,38 @@ def _draw(lesson: Lesson, base: np.int64, steps: int) -> Int64s:
     return base + lesson.train[lesson.random.integers(0, len(lesson.train), (steps, _BATCH))]
 
 
-def _loss(network: Autoencoder, target: Tensor) -> Tensor:
-    """The mean Huber loss of each network, float32[M], over windows float32[M, n, W * F]."""
-    output = network.reconstruct(target.clamp(-INPUT_CLIP, INPUT_CLIP))
-    return huber_loss(output, target, reduction="none", delta=1.0).mean((1, 2))
+def _noise_width(kind: Kind, spec: ModelSpec) -> int:
+    """Numbers of noise that the kind's loss takes for each window."""
+    if kind.noise is None:
+        return 0
+    return spec.width if kind.noise == "input" else spec.encoder_widths()[-1]
+
+
+def _noise(random: Sequence[np.random.Generator], windows: int, width: int) -> Tensor:
+    """Standard normal noise float32[M, windows, width], of each network from its own generator."""
+    noise = np.empty((len(random), windows, width), np.float32)
+    if width:
+        for each, out in zip(random, noise, strict=True):
+            each.standard_normal(dtype=np.float32, out=out)
+    return torch.from_numpy(noise)
+
+
+def _solve(lessons: Sequence[Lesson], spec: ModelSpec, report: Callable[[Check], None]) -> Autoencoder:
+    """The linear networks that lose the least of their training windows, as :func:`fit` returns them."""
+    windows, base = _all_windows(lessons, spec)
+    code = spec.encoder_widths()[-1]
+    solved, losses = list[Autoencoder](), np.full((2, len(lessons)), np.nan, np.float32)
+    for done, (start, each) in enumerate(zip(base, lessons, strict=True), 1):
+        inputs = clipped(windows[start + each.train]).numpy()
+        mean, directions = map(torch.from_numpy, principal(inputs, code))
+        weights = directions[None], directions.T[None].contiguous()
+        biases = -(mean @ directions)[None, None], mean[None, None]
+        solved.append(Autoencoder(weights, biases, spec.family.bend))
+        for loss, some in zip(losses, (each.train, each.held_out), strict=True):
+            loss[done - 1] = float(misfit(solved[-1], windows[None, start + _spread(some, _CHECK_WINDOWS)]))
+        best = np.where(np.isnan(losses[1]), np.nanmean(losses[1]), losses[1]).astype(np.float64)
+        report(Check(done / len(lessons), done, losses[0].copy(), losses[1].copy(), best))
+    return Autoencoder.join(solved)
 
 
 def _rate(step: int, steps: int) -> float:

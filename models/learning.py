@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from models.autoencoder import ModelSpec
 from models.bundle import Bundle, attach
 from models.episodes import LeftOut
 from models.history import Batches, History, Part, gather, topic_bounds, topic_source
@@ -16,6 +13,7 @@ from models.manifest import REPORT_FILES
 from models.page import html
 from models.report import Report
 from models.reporting import make
+from models.spec import ModelSpec
 from models.training import Progress, train
 from pipeline.detect import Detector
 from pipeline.errors import TooFewRows
@@ -133,6 +131,8 @@ def learn(
             spec,
             source={**source.described, "first": part.first, "rows_a_series": history.rows_limit},
             created_at=created_at,
+            scope=detector.stream.model.scope,
+            max_models=detector.stream.model.max_models,
             on_progress=on_progress,
         )
     except TooFewRows as error:
@@ -157,10 +157,8 @@ def _reading(source: Source, part: Part, on_step: OnStep) -> Callable[[int], Non
 
 
 def _training(progress: Progress) -> Step:
-    loss = progress.check.loss
-    loss = loss[np.isfinite(loss)]
     detail = (
-        f"{progress.finished} of {progress.networks} models done, loss {loss.mean():.3f}, "
+        f"{progress.finished} of {progress.networks} models done, loss {progress.loss:.3f}, "
         f"on rows held out {progress.held_out_loss:.3f}"
     )
     return Step("training", progress.fraction, detail)

@@ -234,7 +234,7 @@ def _series_row(each: SeriesLine) -> tuple[str, ...]:
     counts = each.counts
     return (
         each.series,
-        "own" if each.own_model else "shared",
+        each.model,
         f"{counts.learned:,}",
         f"{counts.rows - counts.learned:,}",
         f"{counts.alerts:,}",

@@ -51,7 +51,7 @@ class SeriesLine:
     """One series.
 
     Attributes:
-        own_model: whether it has one, else the shared fallback judges it.
+        model: whose it is: ``own``, or that of a ``cohort`` or, as the ``fallback``, of all series.
         first_at, last_at: event times of the rows it was learned from; None where there are none.
         stretches: that these rows stand in.
         error, error_sd: mean and standard deviation on rows held out.
@@ -62,7 +62,7 @@ class SeriesLine:
     """
 
     series: str
-    own_model: bool
+    model: str
     counts: Counts
     first_at: datetime | None
     last_at: datetime | None
@@ -138,6 +138,7 @@ class Report:
     features: list[FeatureLine]
     series_count: int
     own_models: int
+    cohorts: int
     series: list[SeriesLine]
     curves: list[Curve]
     errors: Errors
@@ -157,7 +158,7 @@ class Report:
                 f"{counts.over:,} rows were learned from although an alert was raised there: at most a fifth "
                 "of a series is left out, because where more is out of the ordinary, that is ordinary now"
             )
-        if self.series_count and not self.own_models:
+        if self.series_count and not self.own_models and not self.cohorts:
             yield (
                 "no series has rows enough for a model of its own: the shared model judges all of them, less "
                 "sharply"

@@ -14,9 +14,8 @@ from models.bundle import Bundle
 from models.history import Account, History
 from models.losses import Losses
 from models.report import Counts, Curve, Drawn, Errors, FeatureLine, Report, SeriesLine, Worst
-from models.samples import SeriesRows, evenly, split, windows_at
+from models.samples import SeriesRows, as_windows, evenly, split, windows_at
 from models.scorer import StackScorer
-from models.training import windows_of
 from pipeline.alerts import timestamp
 from pipeline.config import Stream
 from pipeline.policy import judge_policy
@@ -83,7 +82,8 @@ class _Training:
             counts=_counts(account, sum(map(self._short, self._names))),
             features=list(self._features(account)),
             series_count=len(self._names),
-            own_models=len(self._bundle.hashes),
+            own_models=self._bundle.owners().count("own"),
+            cohorts=self._bundle.manifest.networks - 1 - self._bundle.owners().count("own"),
             series=list(self._series(shown, lines, {each.series: each for each in judged})),
             curves=list(self._curves(losses)),
             errors=_errors(judged),
@@ -100,7 +100,8 @@ class _Training:
             rows = self._history.series[name]
             starts = evenly(split(rows.segment, self._spec.window_rows).held_out, most)
             if len(starts):
-                windows = windows_of(windows_at(rows.values, starts, self._spec.window_rows), int(model))
+                raw = windows_at(rows.values, starts, self._spec.window_rows)
+                windows = as_windows(raw, np.full(len(raw), model, np.int32))
                 times = self._history.time_ns[name][starts + self._spec.window_rows - 1]
                 yield _Judged(name, windows, self._scorer.score(windows).window / at, times)
 
@@ -118,13 +119,13 @@ class _Training:
     def _series(
         self, names: Sequence[str], lines: Float64s, judged: dict[str, _Judged]
     ) -> Iterator[SeriesLine]:
-        found, history = self._scorer.assign(names), self._history
+        found, history, owners = self._scorer.assign(names), self._history, self._bundle.owners()
         for name, model, calibration, at in zip(names, found.model, found.calibration, lines, strict=True):
             account, times = history.accounts[name], history.time_ns.get(name)
             own = judged.get(name)
             yield SeriesLine(
                 series=name,
-                own_model=bool(model < len(self._bundle.hashes)),
+                model=owners[model],
                 counts=_counts(account, self._short(name)),
                 first_at=None if times is None else timestamp(int(times[0])),
                 last_at=None if times is None else timestamp(int(times[-1])),
@@ -155,11 +156,14 @@ class _Training:
         if fallback:
             learning = np.isfinite(train).sum(axis=1)
             yield Curve("mean", *(_numbers(np.nansum(each, axis=1) / learning) for each in (train, held_out)))
-        model = self._scorer.assign(self._names).model.tolist()
-        named = dict(zip(reversed(model), reversed(self._names), strict=True))
+        network = self._bundle.network_of[self._scorer.assign(self._names).model]
+        named = dict(zip(network[::-1].tolist(), reversed(self._names), strict=True))
+        users = np.bincount(network, minlength=fallback + 1)
         best = np.nanmin(held_out[:, :fallback], axis=0)
         for number in [*np.argsort(-best, kind="stable")[:_CURVES].tolist(), fallback]:
             name = named[number] if number < fallback else "shared model"
+            if number < fallback and users[number] > 1:
+                name += f" and {users[number] - 1:,} others"
             yield Curve(name, _numbers(train[:, number]), _numbers(held_out[:, number]))
 
     def _worst(self, judged: Sequence[_Judged]) -> Iterator[Worst]:

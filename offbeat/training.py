@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 
-from models import ModelSpec, StackScorer, learning
+from models import learning
 from models.episodes import LeftOut
 from models.history import Batches, Part, recent_ms
 from models.learning import OnStep, Source
+from models.report import Report
 from models.spec import model_spec
 from offbeat import app
 from pipeline.config import Config
@@ -24,46 +25,21 @@ _FILE_RECORDS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
-class SeriesLearned:
-    """One series of a trained bundle.
-
-    Attributes:
-        own_model: whether it has a model of its own, else the shared fallback judges it.
-        rows: it was learned from.
-        error, error_sd: mean and standard deviation of the error on rows held out.
-    """
-
-    series: str
-    own_model: bool
-    rows: int
-    error: float
-    error_sd: float
-
-
-@dataclass(frozen=True, slots=True)
 class Learned:
     """What came of training.
 
     Attributes:
-        rows: that were learned from; of ``rows_limit`` a series at most.
-        frozen, alerts, thinned, normal, over: see :class:`models.history.Account`, over all series.
-        bins: records that did not become rows of their own.
+        bundle_id: of the new champion.
+        predecessor: that of the one before, if any.
+        where: the folder of the bundle, its report included.
+        report: how it came about.
+        fallback_error, fallback_error_sd: of the shared model on rows held out.
     """
 
-    stream: str
     bundle_id: str
     predecessor: str | None
-    records: int
-    rows: int
-    rows_limit: int
-    frozen: int
-    alerts: int
-    thinned: int
-    normal: int
-    over: int
-    bins: dict[str, int]
-    spec: ModelSpec
-    series: list[SeriesLearned]
+    where: str
+    report: Report
     fallback_error: float
     fallback_error_sd: float
 
@@ -146,38 +122,13 @@ def learn(
         left_out=left_out,
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
-    bundle, history = taught.bundle, taught.history
-    account = history.account
-    bundle_id = app.registry(config).save(stream, bundle)
-    predecessor = promote(bundle_id)
-
-    names = sorted(history.series)
-    found = StackScorer(bundle).assign(names)
-    fallback = bundle.calibration[-1]
+    registry, fallback = app.registry(config), taught.bundle.calibration[-1]
+    bundle_id = registry.save(stream, taught.bundle)
     return Learned(
-        stream=stream,
         bundle_id=bundle_id,
-        predecessor=predecessor,
-        records=history.records,
-        rows=history.rows,
-        rows_limit=history.rows_limit,
-        frozen=account.frozen,
-        alerts=account.alerts,
-        thinned=account.thinned,
-        normal=account.normal,
-        over=account.over,
-        bins=history.bins,
-        spec=bundle.manifest.spec,
-        series=[
-            SeriesLearned(
-                name,
-                own_model=bool(model < len(bundle.hashes)),
-                rows=len(history.series[name].segment),
-                error=float(calibration[0]),
-                error_sd=float(calibration[1]),
-            )
-            for name, model, calibration in zip(names, found.model, found.calibration, strict=True)
-        ],
+        predecessor=promote(bundle_id),
+        where=registry.where(stream, bundle_id),
+        report=taught.report,
         fallback_error=float(fallback[0]),
         fallback_error_sd=float(fallback[1]),
     )

@@ -112,12 +112,15 @@ class _Piece:
 
 
 class Detector:
-    """The detect step of one stream. It keeps scratch space only; the state is the caller's. One thread."""
+    """The detect step of one stream. It keeps scratch space only; the state is the caller's. One thread.
 
-    def __init__(self, namespace: str, name: str, stream: Stream) -> None:
+    ``decoder`` makes readings of records: the stream's own, unless a trial watches or alters what it makes.
+    """
+
+    def __init__(self, namespace: str, name: str, stream: Stream, decoder: Decoder | None = None) -> None:
         self.layout = Layout.of(stream)
         self.namespace, self.name, self.stream = namespace, name, stream
-        self._decoder = Decoder(stream)
+        self._decoder = decoder or Decoder(stream)
         self._align = {has_model: align_policy(stream, has_model=has_model) for has_model in (False, True)}
         self._judge, self._deviations = judge_policy(stream), deviations(stream)
         # One record can close every open cell, each after a hole, and end or begin a silence.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
 _SERIES_SHOWN = 12
 _SHARED = "(any other)"
+_MODELS = {"own": "own model", "cohort": "cohort's", "fallback": "shared model"}
 _LOST = {
     "dead_lettered": "could not be read",
     "late": "came too late",
@@ -193,53 +193,69 @@ def _from_topic(
 
 def _tell(learned: Learned, seconds: float) -> None:
     """What was learned, as a person would ask for it."""
-    own = sum(each.own_model for each in learned.series)
+    report = learned.report
+    counts, layers = report.counts, "-".join(map(str, report.layers))
     typer.echo(
-        f"learned from {learned.rows:,} rows of {len(learned.series):,} series "
-        f"({learned.records:,} records) in {seconds:.0f} s"
+        f"learned from {counts.learned:,} rows of {report.series_count:,} series "
+        f"({report.records:,} records) in {seconds:.0f} s"
     )
-    unused = [f"{count:,} {_LOST[name]}" for name, count in learned.bins.items() if count and name in _LOST]
-    for rows, why in (
-        (learned.frozen, "that silences froze"),
-        (learned.alerts, "of alerts"),
-        (learned.thinned, f"beyond the {learned.rows_limit:,} that are taken of a series"),
-    ):
-        if rows:
-            unused.append(f"{counted(rows, 'row')} {why}")
+    unused = [f"{count:,} {_LOST[name]}" for name, count in report.bins.items() if name in _LOST]
+    unused += [
+        f"{counted(rows, 'row')} {why}"
+        for rows, why in (
+            (counts.frozen, "that silences froze"),
+            (counts.alerts, "of alerts"),
+            (counts.thinned, f"beyond the {report.rows_limit:,} that are taken of a series"),
+        )
+        if rows
+    ]
     if unused:
         typer.echo("not used: " + ", ".join(unused))
-    used = [f"{counted(learned.normal, 'row')} that people called normal"] * (learned.normal > 0)
-    used += [f"{counted(learned.over, 'row')} beyond a fifth of a series"] * (learned.over > 0)
-    if used:
-        typer.echo("used although an alert was raised: " + ", ".join(used))
-    widths = "-".join(map(str, learned.spec.widths()))
+    if counts.normal:
+        typer.echo(
+            f"used although an alert was raised: {counted(counts.normal, 'row')} that people called normal"
+        )
+    cohorts = f", {counted(report.cohorts, 'cohort')} of series that share one" if report.cohorts else ""
     typer.echo(
-        f"models: {own:,} series with a model of their own, one shared model for all others; "
-        f"windows of {learned.spec.window_rows} rows x {len(learned.spec.features)} features, layers {widths}"
+        f"models: {report.own_models:,} series with a model of their own{cohorts}, one shared model for all "
+        f"others; windows of {report.window_rows} rows x {len(report.features)} features, layers {layers}"
     )
+    _tell_errors(learned)
+    for remark in report.remarks():
+        typer.echo(f"note: {remark}", err=True)
+    before = f" (before: {learned.predecessor[:12]})" if learned.predecessor else ""
+    typer.echo(f"report: {learned.where}/report.html")
+    typer.echo(f"bundle {learned.bundle_id[:12]} is in use for stream {report.stream!r} now{before}")
+
+
+def _tell_errors(learned: Learned) -> None:
+    """The errors of the first series, and of the shared model."""
+    report = learned.report
     typer.echo("error on rows held out (where thresholds start):")
-    shown = learned.series[:_SERIES_SHOWN]
+    shown = report.series[:_SERIES_SHOWN]
     width = max([len(each.series) for each in shown] + [len(_SHARED)])
     for each in shown:
-        model = "own model" if each.own_model else "shared model"
         typer.echo(
-            f"  {each.series:<{width}}  {each.rows:>9,} rows  {model:<12}  "
+            f"  {each.series:<{width}}  {each.counts.learned:>9,} rows  {_MODELS[each.model]:<12}  "
             f"{each.error:.4f} ± {each.error_sd:.4f}"
         )
-    if len(learned.series) > len(shown):
-        typer.echo(f"  ... and {len(learned.series) - len(shown):,} more series")
+    if report.series_count > len(shown):
+        typer.echo(f"  ... and {report.series_count - len(shown):,} more series")
     typer.echo(
         f"  {_SHARED:<{width}}  {'':>9}       {'':<12}  "
         f"{learned.fallback_error:.4f} ± {learned.fallback_error_sd:.4f}"
     )
-    before = f" (before: {learned.predecessor[:12]})" if learned.predecessor else ""
-    typer.echo(f"bundle {learned.bundle_id[:12]} is in use for stream {learned.stream!r} now{before}")
 
 
 def _as_json(learned: Learned, seconds: float) -> dict[str, Any]:
-    value = dataclasses.asdict(learned)
-    value["spec"]["hidden"] = list(learned.spec.hidden or ())
-    return value | {"seconds": round(seconds, 3)}
+    """The report without its pictures, and where it lies."""
+    import msgspec
+
+    value = msgspec.to_builtins(learned)
+    report = value.pop("report")
+    for pictured in ("curves", "errors", "worst"):
+        del report[pictured]
+    return report | value | {"seconds": round(seconds, 3)}
 
 
 def add_to(cli: typer.Typer) -> None:

@@ -10,7 +10,8 @@ import torch
 
 from models import Bundle, ModelSpec, Progress, SeriesRows, StackScorer, rows_needed, train
 from models.autoencoder import Autoencoder
-from models.fitting import _CHECK_STEPS, Check, Lesson, _drop, _loss, fit
+from models.fitting import _CHECK_STEPS, Check, Lesson, _drop, fit
+from models.kinds import misfit
 from models.samples import split
 from models.scaling import Scaling
 from models.training import _calibrate
@@ -143,12 +144,12 @@ def test_a_network_goes_on_as_it_was_when_another_leaves() -> None:
     def learn(network: Autoencoder, optimiser: torch.optim.Optimizer, rows: torch.Tensor) -> None:
         for _ in range(5):
             optimiser.zero_grad()
-            _loss(network, rows).sum().backward()
+            misfit(network, rows).sum().backward()
             optimiser.step()
 
     def start(models: slice) -> tuple[Autoencoder, torch.optim.Optimizer]:
         tensors = [tensor[models].clone().requires_grad_() for tensor in first.tensors()]
-        return Autoencoder.of(tensors), torch.optim.AdamW(tensors, lr=0.01, fused=True)
+        return first.of(tensors), torch.optim.AdamW(tensors, lr=0.01, fused=True)
 
     both, their_optimiser = start(slice(0, 2))
     learn(both, their_optimiser, target)
@@ -256,22 +257,6 @@ def test_many_short_series_make_a_fallback_and_nothing_else(spec: ModelSpec) -> 
 
     assert bundle.manifest.models == 1
     assert StackScorer(bundle).assign(["s1"]).model.tolist() == [0]
-
-
-def test_the_bound_on_networks_keeps_the_longest_histories(
-    history: dict[str, SeriesRows], spec: ModelSpec
-) -> None:
-    longest = SeriesRows(np.tile(history["pump-1"].values, (2, 1)), np.zeros(800, np.int32))
-
-    bundle = train(
-        {**history, "z": longest},
-        replace(spec, steps=1),
-        source={},
-        created_at=WHEN,
-        max_series_models=1,
-    )
-
-    assert StackScorer(bundle).assign(["z", "pump-1", "pump-2"]).model.tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize("values", [np.zeros((300, 3)), np.full((300, 2), np.nan)])

@@ -27,8 +27,8 @@ from pipeline.thresholds import BINS, line, start
 SERIES: Final = 1_000
 """Series that a report has lines of; the sums are over all."""
 
-_WINDOWS_A_SERIES: Final = 256
-_MOST_VALUES: Final = 1 << 24  # of the windows that are looked at, over all series
+_MOST_WINDOWS: Final = 1 << 20  # that are looked at, over all series
+_MOST_VALUES: Final = 1 << 24  # of the windows of one series
 _WORST: Final = 6
 _WORST_FEATURES: Final = 3
 _CURVES: Final = 3  # of the networks that did worst
@@ -43,12 +43,12 @@ def make(bundle: Bundle, history: History, losses: Losses, name: str, stream: St
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Judged:
-    """Held-out windows of one series, their scores float64[n], the times of their newest rows int64[n]."""
+    """Held-out windows of one series and model: their first rows int64[n], and their scores float64[n]."""
 
     series: str
-    windows: Windows
+    model: int
+    starts: Int64s
     score: Float64s
-    time_ns: Int64s
 
 
 class _Training:
@@ -93,17 +93,19 @@ class _Training:
     def _judged(self, names: Sequence[str], lines: Float64s) -> Iterator[_Judged]:
         """Some windows of each series that training did not see."""
         values = self._spec.window_rows * len(self._spec.features)
-        most = min(_WINDOWS_A_SERIES, max(_MOST_VALUES // (values * max(len(names), 1)), 1))
+        most = max(min(_MOST_WINDOWS // max(len(names), 1), _MOST_VALUES // values), 1)
         for name, model, at in zip(names, self._scorer.assign(names).model, lines, strict=True):
             if name not in self._history.series:
                 continue
             rows = self._history.series[name]
             starts = evenly(split(rows.segment, self._spec.window_rows).held_out, most)
             if len(starts):
-                raw = windows_at(rows.values, starts, self._spec.window_rows)
-                windows = as_windows(raw, np.full(len(raw), model, np.int32))
-                times = self._history.time_ns[name][starts + self._spec.window_rows - 1]
-                yield _Judged(name, windows, self._scorer.score(windows).window / at, times)
+                errors = self._scorer.score(self._windows(name, int(model), starts))
+                yield _Judged(name, int(model), starts, errors.window / at)
+
+    def _windows(self, name: str, model: int, starts: Int64s) -> Windows:
+        raw = windows_at(self._history.series[name].values, starts, self._spec.window_rows)
+        return as_windows(raw, np.full(len(raw), model, np.int32))
 
     def _features(self, account: Account) -> Iterator[FeatureLine]:
         held = sum((each.held for each in self._history.accounts.values()), np.zeros(1, np.int64))
@@ -170,8 +172,9 @@ class _Training:
         """The windows with the highest scores, one of a series, the worst first."""
         for each in sorted(judged, key=lambda each: (-float(each.score.max()), each.series))[:_WORST]:
             at = int(each.score.argmax())
-            windows, some = each.windows, slice(at, at + 1)
-            why = self._scorer.explain(Windows(windows.tail[some], windows.anchor[some], windows.model[some]))
+            why = self._scorer.explain(self._windows(each.series, each.model, each.starts[at : at + 1]))
+            newest = each.starts[at] + self._spec.window_rows - 1
+            when = timestamp(int(self._history.time_ns[each.series][newest]))
             order = np.argsort(-why.contribution[0], kind="stable")[:_WORST_FEATURES]
             drawn = [
                 Drawn(
@@ -183,7 +186,7 @@ class _Training:
                 )
                 for i in order
             ]
-            yield Worst(each.series, timestamp(int(each.time_ns[at])), float(each.score[at]), drawn)
+            yield Worst(each.series, when, float(each.score[at]), drawn)
 
 
 def _lines(calibration: Float64s, stream: Stream) -> Float64s:

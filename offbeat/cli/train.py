@@ -212,9 +212,8 @@ def _tell(learned: Learned, seconds: float) -> None:
     if unused:
         typer.echo("not used: " + ", ".join(unused))
     if counts.normal:
-        typer.echo(
-            f"used although an alert was raised: {counted(counts.normal, 'row')} that people called normal"
-        )
+        rows = counted(counts.normal, "row")
+        typer.echo(f"used although an alert was raised: {rows} that people called normal")
     cohorts = f", {counted(report.cohorts, 'cohort')} of series that share one" if report.cohorts else ""
     typer.echo(
         f"models: {report.own_models:,} series with a model of their own{cohorts}, one shared model for all "
@@ -251,8 +250,8 @@ def _as_json(learned: Learned, seconds: float) -> dict[str, Any]:
     """The report without its pictures, and where it lies."""
     import msgspec
 
-    value = msgspec.to_builtins(learned)
-    report = value.pop("report")
+    value: dict[str, Any] = msgspec.to_builtins(learned)
+    report: dict[str, Any] = value.pop("report")
     for pictured in ("curves", "errors", "worst"):
         del report[pictured]
     return report | value | {"seconds": round(seconds, 3)}

@@ -17,6 +17,7 @@ from models.report import Counts, Curve, Drawn, Errors, FeatureLine, Report, Ser
 from models.samples import SeriesRows, as_windows, evenly, split, windows_at
 from models.scorer import StackScorer
 from pipeline.alerts import timestamp
+from pipeline.companions import ERROR_AT_ONE
 from pipeline.config import Stream
 from pipeline.policy import judge_policy
 from pipeline.ports import Float32s, Float64s, Windows
@@ -190,8 +191,13 @@ class _Training:
 
 
 def _lines(calibration: Float64s, stream: Stream) -> Float64s:
-    """float64[n]: the errors where thresholds start, as the detect step starts them."""
+    """float64[n]: the errors where thresholds start, as the detect step starts them.
+
+    Where errors are joined with their companions it is what makes a joined score of 1 alone.
+    """
     arrays, policy = Layout.of(stream).arrays(1), judge_policy(stream)
+    if policy.joint_line:
+        policy = policy._replace(k=ERROR_AT_ONE)
     row, sketch = arrays.rows[0], arrays.sketch[0]
     found = np.empty(len(calibration))
     for i, each in enumerate(calibration):

@@ -72,7 +72,8 @@ def train(
             "--rows",
             metavar="N",
             min=64,
-            help="At most so many rows of a series, the newest; default: training.rows.",
+            help="At most so many rows of a series: the newest fifth of them, and slices before; "
+            "default: training.rows.",
         ),
     ] = None,
     files: Annotated[
@@ -89,7 +90,7 @@ def train(
 ) -> None:
     """Train a stream's models, keep them in the registry, and put them to use.
 
-    Rows in the windows of silences with `--mode freeze` are left out.
+    Rows that silences freeze are left out, and rows of alerts that nobody called false or normal.
     A running worker takes the new models up by itself, between two batches.
     """
     loaded = load_config(config)

@@ -1,13 +1,10 @@
-"""Bundles: a trained model as one folder of two files, written whole and trusted only after checks."""
+"""Bundles: a trained model as one folder of a few files, written whole and trusted only after checks."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +15,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from models.autoencoder import Autoencoder, layer_shapes
-from models.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, MODEL_FILE, Manifest, describe, parse
+from models.manifest import (
+    MANIFEST_FILE,
+    MAX_MANIFEST_BYTES,
+    MAX_REPORT_BYTES,
+    MODEL_FILE,
+    Manifest,
+    describe,
+    parse,
+    with_reports,
+)
+from models.places import Place
 from models.scaling import Scaling
 from models.spec import ModelSpec
 from models.stack import Stack
@@ -65,6 +72,7 @@ class Bundle:
         calibration: float64[M, 5], as in :class:`pipeline.ports.Calibrated`.
         hashes: uint64[M - 1], rising: the series of each model but the last.
         canary: for the check on loading.
+        reports: how it was made, for people: files by name, of ``manifest.REPORT_FILES``.
     """
 
     manifest: Manifest
@@ -74,6 +82,7 @@ class Bundle:
     calibration: Float64s
     hashes: NDArray[np.uint64]
     canary: Canary
+    reports: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def seal(
@@ -96,81 +105,103 @@ def seal(
     return Bundle(manifest, sha, network, scaling, calibration, hashes, canary)
 
 
-def save(bundle: Bundle, folder: Path) -> None:
+def attach(bundle: Bundle, reports: Mapping[str, bytes]) -> Bundle:
+    """The same model with reports, under another id.
+
+    Raises:
+        BundleError: a report is larger than is ever read again, or none of ``manifest.REPORT_FILES``.
+    """
+    manifest = with_reports(bundle.manifest, reports)
+    sha = hashlib.sha256(manifest.render()).hexdigest()
+    return replace(bundle, manifest=manifest, sha=sha, reports=dict(reports))
+
+
+def save(bundle: Bundle, folder: str | Path | Place) -> None:
     """Write a bundle: the folder appears complete and durable, or not at all.
 
     A folder that already holds this bundle is left as it is.
 
     Raises:
         BundleError: the folder exists and holds something else.
+        StoreDown: it could not be written; trying again can help.
     """
-    manifest = bundle.manifest.render()
+    place, manifest = _place(folder), bundle.manifest.render()
     model = _encode(bundle.network, bundle.scaling, bundle.calibration, bundle.hashes, bundle.canary)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    draft.mkdir()
+    if place.write({**bundle.reports, MODEL_FILE: model, MANIFEST_FILE: manifest}):
+        return
     try:
-        write_durably(draft / MODEL_FILE, model)
-        write_durably(draft / MANIFEST_FILE, manifest)
-        sync_folder(draft)
-        draft.rename(folder)
-    except OSError:
-        present = folder / MANIFEST_FILE
-        if not folder.exists():
-            raise
-        if not present.is_file() or present.read_bytes() != manifest:
-            raise BundleError(f"{folder} exists and holds something else; choose another folder") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    sync_folder(folder.parent)
+        same = place.read(MANIFEST_FILE, MAX_MANIFEST_BYTES) == manifest
+    except ValueError:
+        same = False
+    if not same:
+        raise BundleError(f"{place} exists and holds something else; choose another folder")
 
 
-def load(folder: Path) -> Bundle:
+def load(folder: str | Path | Place) -> Bundle:
     """Read a bundle after checking its hashes, shapes, numbers and canary, in this order.
 
     Raises:
         NotFound: there is no such folder.
         BundleError: it is damaged, hostile, or computes something else here than where it was made.
+        StoreDown: where it lies cannot be reached.
     """
-    if not folder.is_dir():
-        raise NotFound(f"there is no bundle at {folder}; list the registry for the ones there are")
+    place = _place(folder)
+    if not place.is_there():
+        raise NotFound(f"there is no bundle at {place}; `offbeat models list` shows those that there are")
     try:
-        return _load(folder)
+        return _load(place)
+    except ValueError as error:
+        raise BundleError(
+            f"the bundle {place} is refused: {error}; train again or choose another bundle"
+        ) from error
+
+
+def manifest_of(folder: Place) -> Manifest:
+    """The manifest of a bundle, held to its own hash; nothing else is read.
+
+    Raises:
+        BundleError: it is damaged, or of another version.
+        StoreDown: where it lies cannot be reached.
+    """
+    try:
+        return _manifest(folder.read(MANIFEST_FILE, MAX_MANIFEST_BYTES))
     except ValueError as error:
         raise BundleError(
             f"the bundle {folder} is refused: {error}; train again or choose another bundle"
         ) from error
 
 
-def _load(folder: Path) -> Bundle:
-    raw = _read(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
+def _place(folder: str | Path | Place) -> Place:
+    return folder if isinstance(folder, Place) else Place.at(folder)
+
+
+def _manifest(raw: bytes) -> Manifest:
     try:
-        manifest = parse(raw)
+        return parse(raw)
     except ValueError as error:
         raise ValueError(f"{MANIFEST_FILE} {error}") from error
+
+
+def _load(folder: Place) -> Bundle:
+    raw = folder.read(MANIFEST_FILE, MAX_MANIFEST_BYTES)
+    manifest = _manifest(raw)
     layout = _layout(manifest)
-    entry = manifest.files[MODEL_FILE]
-    model = _read(folder / MODEL_FILE, _tensor_bytes(layout) + _HEADER_ROOM)
-    if len(model) != entry.size or hashlib.sha256(model).hexdigest() != entry.sha256:
-        raise ValueError(
-            f"{MODEL_FILE} does not match its hash in {MANIFEST_FILE}: it was changed or damaged"
-        )
+    model = _file(folder, manifest, MODEL_FILE, _tensor_bytes(layout) + _HEADER_ROOM)
+    reports = {
+        name: _file(folder, manifest, name, MAX_REPORT_BYTES) for name in manifest.files if name != MODEL_FILE
+    }
     arrays = _decode(model, layout)
     bundle = _assemble(manifest, hashlib.sha256(raw).hexdigest(), arrays)
     _check_canary(bundle)
-    return bundle
+    return replace(bundle, reports=reports)
 
 
-def _read(path: Path, bound: int) -> bytes:
-    """A file's bytes, at most ``bound`` of them."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > bound:
-                raise ValueError(f"{path.name} has {size} bytes where at most {bound} make sense")
-            return file.read(bound)
-    except OSError as error:
-        raise ValueError(f"{path.name} cannot be read ({error.strerror})") from error
+def _file(folder: Place, manifest: Manifest, name: str, bound: int) -> bytes:
+    """A file that the manifest names, held to its hash."""
+    content, entry = folder.read(name, bound), manifest.files[name]
+    if len(content) != entry.size or hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise ValueError(f"{name} does not match its hash in {MANIFEST_FILE}: it was changed or damaged")
+    return content
 
 
 def _layout(manifest: Manifest) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -282,20 +313,3 @@ def _check_canary(bundle: Bundle) -> None:
     if not np.allclose(found, bundle.canary.errors, _CANARY_RTOL, _CANARY_ATOL):
         worst = np.abs(found - bundle.canary.errors).max()
         raise ValueError(f"its canary's errors differ by up to {worst:.3g} from those it was made with")
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a new file and wait until it is on the disk."""
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names written or renamed in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

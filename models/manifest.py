@@ -13,11 +13,14 @@ import safetensors
 import torch
 
 from models.spec import ModelSpec
-from pipeline.errors import ConfigError
+from pipeline.errors import BundleError, ConfigError
 
 MANIFEST_FILE: Final = "manifest.json"
 MODEL_FILE: Final = "model.safetensors"
 MAX_MANIFEST_BYTES: Final = 1 << 20
+REPORT_FILES: Final = ("report.json", "report.html")
+"""What a bundle may hold besides its model."""
+MAX_REPORT_BYTES: Final = 16 << 20
 
 SCHEMA: Final = 1
 
@@ -27,6 +30,11 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     sha256: str
     size: int
+
+    @classmethod
+    def of(cls, content: bytes) -> FileEntry:
+        """The entry of a file with this content."""
+        return cls(hashlib.sha256(content).hexdigest(), len(content))
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,8 +88,25 @@ def describe(
             "numpy": np.__version__,
             "safetensors": safetensors.__version__,
         },
-        files={MODEL_FILE: FileEntry(hashlib.sha256(model).hexdigest(), len(model))},
+        files={MODEL_FILE: FileEntry.of(model)},
     ).signed()
+
+
+def with_reports(manifest: Manifest, reports: Mapping[str, bytes]) -> Manifest:
+    """The manifest of the same bundle with these reports and no others.
+
+    Raises:
+        BundleError: a report is larger than is ever read again, or none of ``REPORT_FILES``.
+    """
+    for name, content in reports.items():
+        if name not in REPORT_FILES or len(content) > MAX_REPORT_BYTES:
+            raise BundleError(
+                f"a bundle keeps {' and '.join(REPORT_FILES)} of up to {MAX_REPORT_BYTES >> 20} MiB; "
+                f"{name} has {len(content):,} bytes"
+            )
+    entries = {name: FileEntry.of(content) for name, content in reports.items()}
+    files = {MODEL_FILE: manifest.files[MODEL_FILE], **entries}
+    return msgspec.structs.replace(manifest, files=files).signed()
 
 
 def parse(raw: bytes) -> Manifest:
@@ -96,8 +121,11 @@ def parse(raw: bytes) -> Manifest:
         raise ValueError(f"cannot be read ({error})") from error
     if manifest.schema != SCHEMA:
         raise ValueError(f"has schema {manifest.schema}; this version reads {SCHEMA}")
-    if set(manifest.files) != {MODEL_FILE}:
-        raise ValueError(f"names files {sorted(manifest.files)}; only {MODEL_FILE} beside it is read")
+    if not {MODEL_FILE} <= set(manifest.files) <= {MODEL_FILE, *REPORT_FILES}:
+        raise ValueError(
+            f"names files {sorted(manifest.files)}; {MODEL_FILE} beside it is read, and "
+            f"{' and '.join(REPORT_FILES)}, and nothing else"
+        )
     if manifest.render() != raw or manifest.signed() != manifest:
         raise ValueError("does not match its own hash: it was changed or damaged")
     return manifest

@@ -3,37 +3,77 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from models.bundle import Bundle, load, save
+from models.bundle import MAX_MODEL_BYTES, Bundle, load, manifest_of, save
+from models.manifest import MANIFEST_FILE, Manifest
+from models.places import Place
 from pipeline.errors import BundleError, NotFound
 
 _ID: Final = re.compile(r"[0-9a-f]{64}")
 _STREAM: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_PREFIX: Final = re.compile(r"[0-9a-f]{4,64}")
 
 
 class Registry:
     """Bundles under ``root/<stream>/<bundle id>``; any number of processes may use it at once.
 
-    Attributes:
-        root: the folder; made when something is first saved.
+    Args:
+        url: the folder, on a disk or wherever fsspec opens one; made when something is first saved.
+
+    Raises:
+        ConfigError: the URL names no kind of folder that can be opened here.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    def __init__(self, url: str | Path) -> None:
+        self._root = Place.at(url)
 
     def save(self, stream: str, bundle: Bundle) -> str:
-        """Keep a bundle; returns its id, which is its hash. Saving it again changes nothing."""
+        """Keep a bundle; returns its id, which is its hash. Saving it again changes nothing.
+
+        Raises:
+            BundleError: something else stands in its place.
+            StoreDown: the registry cannot be written; trying again can help.
+        """
         save(bundle, self._stream(stream) / bundle.sha)
         return bundle.sha
 
     def bundles(self, stream: str) -> list[str]:
         """The ids of the stream's bundles, sorted."""
-        folder = self._stream(stream)
-        if not folder.is_dir():
-            return []
-        return sorted(each.name for each in folder.iterdir() if _ID.fullmatch(each.name))
+        return [name for name in self._stream(stream).names() if _ID.fullmatch(name)]
+
+    def manifests(self, stream: str) -> Mapping[str, Manifest | BundleError]:
+        """The manifest of each of the stream's bundles by its id, the newest last, or why there is none."""
+        found: dict[str, Manifest | BundleError] = {}
+        for each in self.bundles(stream):
+            try:
+                found[each] = manifest_of(self._bundle(stream, each))
+            except BundleError as error:
+                found[each] = error
+
+        def age(item: tuple[str, Manifest | BundleError]) -> tuple[str, str]:
+            return (item[1].created_at if isinstance(item[1], Manifest) else "", item[0])
+
+        return dict(sorted(found.items(), key=age))
+
+    def find(self, stream: str, start: str) -> str:
+        """The id of the one bundle whose id begins so.
+
+        Raises:
+            NotFound: there is none, or more than one.
+        """
+        if not _PREFIX.fullmatch(start):
+            raise NotFound(f"{start!r} is no id of a bundle; give at least 4 of its 64 hexadecimal digits")
+        found = [each for each in self.bundles(stream) if each.startswith(start)]
+        if not found:
+            raise NotFound(
+                f"stream {stream!r} has no bundle {start}; `offbeat models list {stream}` shows those it has"
+            )
+        if len(found) > 1:
+            raise NotFound(f"{start} begins {len(found)} bundles of stream {stream!r}; give more digits")
+        return found[0]
 
     def load(self, stream: str, bundle_id: str) -> Bundle:
         """One bundle, checked.
@@ -41,6 +81,7 @@ class Registry:
         Raises:
             NotFound: the stream has no such bundle.
             BundleError: it is damaged, or another one stands under its id.
+            StoreDown: the registry cannot be reached.
         """
         folder = self._bundle(stream, bundle_id)
         bundle = load(folder)
@@ -48,12 +89,35 @@ class Registry:
             raise BundleError(f"{folder} holds the bundle {bundle.sha}; train again or choose another bundle")
         return bundle
 
-    def _stream(self, stream: str) -> Path:
+    def file(self, stream: str, bundle_id: str, name: str) -> bytes:
+        """One file of a bundle as it stands there, such as one of ``manifest.REPORT_FILES``.
+
+        Raises:
+            NotFound: the bundle has none of this name.
+        """
+        try:
+            return self._bundle(stream, bundle_id).read(name, MAX_MODEL_BYTES)
+        except ValueError as error:
+            raise NotFound(f"bundle {bundle_id[:12]} of stream {stream!r}: {error}") from error
+
+    def where(self, stream: str, bundle_id: str) -> str:
+        """The folder of a bundle, for people."""
+        return str(self._bundle(stream, bundle_id))
+
+    def delete(self, stream: str, bundle_id: str) -> None:
+        """Remove a bundle.
+
+        Raises:
+            StoreDown: the registry cannot be changed.
+        """
+        self._bundle(stream, bundle_id).delete(MANIFEST_FILE)
+
+    def _stream(self, stream: str) -> Place:
         if not _STREAM.fullmatch(stream):
             raise NotFound(f"{stream!r} is no name of a stream; letters, digits, '_', '-' and '.' make one")
-        return self.root / stream
+        return self._root / stream
 
-    def _bundle(self, stream: str, bundle_id: str) -> Path:
+    def _bundle(self, stream: str, bundle_id: str) -> Place:
         if not _ID.fullmatch(bundle_id):
             raise NotFound(f"{bundle_id!r} is no id of a bundle; an id is 64 hexadecimal digits")
         return self._stream(stream) / bundle_id

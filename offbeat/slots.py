@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ def hold(config: Config, stream: str, slot: int | None) -> Iterator[int]:
     Raises:
         ConfigError: the slot is taken, or all of them are, or the folder of the locks cannot be written.
     """
-    folder = Path(config.registry) / ".locks"
+    folder = _folder(config)
     wanted = range(MOST_SLOTS) if slot is None else [slot]
     for number in wanted:
         path = folder / f"{config.transactional_id(stream, number)}.lock"
@@ -46,6 +47,13 @@ def hold(config: Config, stream: str, slot: int | None) -> Iterator[int]:
         f"slot {slot} of stream {stream!r} is taken on this machine by process {holder or 'unknown'}; "
         "choose another --slot, or leave it out to take the first free one"
     )
+
+
+def _folder(config: Config) -> Path:
+    """Beside the bundles where they lie on this machine; locks are of this machine alone."""
+    if "://" not in config.registry:
+        return Path(config.registry) / ".locks"
+    return Path(tempfile.gettempdir()) / f"offbeat-locks-{os.getuid()}"
 
 
 def _locked(descriptor: int) -> bool:

@@ -124,7 +124,7 @@ def learn(
         part,
         on_step,
         freezes=freezes,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
     bundle, history = taught.bundle, taught.history
     bundle_id = app.registry(config).save(stream, bundle)

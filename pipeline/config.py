@@ -384,7 +384,7 @@ class Config(Section):
     state: str = Field(
         "embedded:///offbeat-data/state", description="redis://host:6379/0 or embedded:///folder"
     )
-    registry: str = Field("offbeat-data/models", description="folder of trained bundles")
+    registry: str = Field("offbeat-data/models", description="folder or fsspec URL of trained bundles")
     snapshots: str = Field(
         "offbeat-data/snapshots",
         description="where copies of the state are kept: a folder, or a URL such as s3://bucket/folder",

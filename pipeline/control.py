@@ -173,6 +173,7 @@ class ControlView:
 
     Attributes:
         champions: bundle id by stream.
+        promotions: every champion there ever was by stream, in order.
         policies: policy hash by stream.
         settings: every policy there ever was, by hash.
         silences: every silence there ever was, by id, as it stands.
@@ -181,6 +182,7 @@ class ControlView:
 
     next_offset: int = 0
     champions: dict[str, str] = field(default_factory=dict)
+    promotions: dict[str, list[Champion]] = field(default_factory=dict)
     policies: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Stream] = field(default_factory=dict)
     silences: dict[str, Standing] = field(default_factory=dict)
@@ -237,7 +239,17 @@ class ControlView:
                 f"{_short(record.predecessor)}, and {_short(self.champions.get(record.stream))} was in use"
             )
         self.champions[record.stream] = record.bundle
+        self.promotions.setdefault(record.stream, []).append(record)
         return None
+
+    def succession(self, stream: str) -> list[str]:
+        """The champions that lead to the one in use, the last of them; those rolled back are left out."""
+        found = list[str]()
+        for each in self.promotions.get(stream, []):
+            if each.bundle in found:
+                del found[found.index(each.bundle) :]
+            found.append(each.bundle)
+        return found
 
     def _take_decision(self, offset: int, record: Silenced | Expired | Feedback) -> str | None:
         if isinstance(record, Feedback):

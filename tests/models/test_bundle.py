@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import threading
 from collections.abc import Callable
@@ -270,6 +271,63 @@ def test_what_is_no_safetensors_file_is_refused_though_its_hash_fits(copy: Path)
     forge_entry(copy)
 
     refused(copy, f"{MODEL_FILE} cannot be read")
+
+
+def rehead(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the header of the tensors' file, with a length and hashes that fit."""
+    path = folder / MODEL_FILE
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    raw = json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + content[8 + length :])
+    forge_entry(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header["bias.0"].update(data_offsets=[0, 1 << 62]),
+        lambda header: header["bias.0"].update(data_offsets=[-8, 0]),
+        lambda header: header["bias.0"].update(data_offsets=[9, 3]),
+        lambda header: header["bias.0"].update(data_offsets=header["weight.0"]["data_offsets"]),
+        lambda header: header["bias.0"].update(shape=[1 << 40, 1 << 40]),
+        lambda header: header["bias.0"].update(shape=[-1]),
+        lambda header: header["bias.0"].update(dtype="OBJECT"),
+        lambda header: header.update({"../../bias.9": header["bias.0"]}),
+    ],
+)
+def test_hostile_shapes_and_offsets_of_tensors_are_refused(
+    copy: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    rehead(copy, change)
+
+    refused(copy, f"{MODEL_FILE} cannot be read")
+
+
+class Evil:
+    """What runs where somebody unpickles it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("/tmp/offbeat-was-unpickled"),)  # noqa: S108 - never made
+
+
+def test_a_pickle_in_place_of_tensors_is_refused_and_never_run(copy: Path) -> None:
+    (copy / MODEL_FILE).write_bytes(pickle.dumps(Evil()))
+    forge_entry(copy)
+
+    refused(copy, f"{MODEL_FILE} cannot be read")
+    assert not Path("/tmp/offbeat-was-unpickled").exists()  # noqa: S108
+
+
+def test_a_pickle_beside_the_model_is_not_even_opened(copy: Path) -> None:
+    (copy / "weights.pkl").write_bytes(pickle.dumps(Evil()))
+
+    load(copy)  # it names no such file
+    forge(copy, lambda document: document["files"].update({"weights.pkl": document["files"][MODEL_FILE]}))
+
+    refused(copy, "names files")
 
 
 @settings(max_examples=60)

@@ -1,0 +1,168 @@
+"""Folders of bundles on a disk or an object store, by one URL (fsspec)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import ConfigError, StoreDown
+
+_CHUNK: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder.
+
+    Attributes:
+        files: the file system that it lies on.
+        path: where, as the file system names it.
+    """
+
+    files: Any
+    path: str
+
+    @classmethod
+    def at(cls, url: str | Path) -> Place:
+        """The folder at a path or URL, whether it is there or not.
+
+        Raises:
+            ConfigError: the URL names no kind of folder that can be opened here.
+        """
+        try:
+            files, path = fsspec.url_to_fs(str(url))
+        except (ValueError, ImportError) as error:
+            raise ConfigError(
+                f"the registry {str(url)!r} cannot be opened ({error}); give a folder, or install what it "
+                "asks for"
+            ) from error
+        return cls(files, path.rstrip("/"))
+
+    def __str__(self) -> str:
+        return self.path if self._is_local else str(self.files.unstrip_protocol(self.path))
+
+    def __truediv__(self, name: str) -> Place:
+        return Place(self.files, f"{self.path}/{name}")
+
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self.files, LocalFileSystem)
+
+    def is_there(self) -> bool:
+        """Whether there is such a folder."""
+        with self._reached():
+            self.files.invalidate_cache()
+            return bool(self.files.isdir(self.path))
+
+    def names(self) -> list[str]:
+        """The names of what lies in it, sorted; none where there is no such folder."""
+        with self._reached():
+            self.files.invalidate_cache()
+            try:
+                listed = self.files.ls(self.path, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return sorted(each.rstrip("/").rsplit("/", 1)[-1] for each in listed)
+
+    def read(self, name: str, bound: int) -> bytes:
+        """The bytes of a file in it, at most ``bound`` of them.
+
+        Raises:
+            ValueError: it is larger, or not there, as the end of a sentence about the folder.
+        """
+        path = f"{self.path}/{name}"
+        try:
+            size = int(self.files.size(path) or 0)
+            if size > bound:
+                raise ValueError(f"{name} has {size} bytes where at most {bound} make sense")
+            with self.files.open(path, "rb", block_size=_CHUNK) as file:
+                content: bytes = file.read(bound)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            raise ValueError(f"{name} cannot be read ({error.strerror or 'it is not there'})") from error
+        except OSError as error:
+            raise self._down(error) from error
+        return content
+
+    def write(self, contents: Mapping[str, bytes]) -> bool:
+        """Make the folder with these files: it is there whole and durable, or not at all.
+
+        Where folders cannot be renamed in one step the last file is what makes it one: it is written last,
+        and readers ask for it first. Returns whether it was made; false where something stands there.
+
+        Raises:
+            StoreDown: it could not be written; trying again can help.
+        """
+        with self._reached():
+            if self._is_local:
+                return self._write_local(contents)
+            *_, last = contents
+            self.files.invalidate_cache()
+            if self.files.exists(f"{self.path}/{last}"):
+                return False
+            for name, content in contents.items():
+                self.files.pipe_file(f"{self.path}/{name}", content)
+            return True
+
+    def _write_local(self, contents: Mapping[str, bytes]) -> bool:
+        folder = Path(self.path)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+        draft.mkdir()
+        try:
+            for name, content in contents.items():
+                _write_durably(draft / name, content)
+            _sync(draft)
+            draft.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            return False
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        _sync(folder.parent)
+        return True
+
+    def delete(self, first: str) -> None:
+        """Remove the folder, this file first: without it the folder counts for nothing."""
+        with self._reached():
+            self.files.rm_file(f"{self.path}/{first}")
+            self.files.rm(self.path, recursive=True)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Turn what file systems raise into StoreDown."""
+        try:
+            yield
+        except OSError as error:
+            raise self._down(error) from error
+
+    def _down(self, error: OSError) -> StoreDown:
+        return StoreDown(
+            f"the registry at {self} cannot be used ({error}); see that it is there, writable, and has room"
+        )
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    """Write a new file and wait until it is on the disk."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make names written or renamed in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,341 @@
+"""``offbeat models``: the trained bundles of a stream, and which of them is in use."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offbeat.cli.columns import counted, print_columns
+from offbeat.cli.options import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    Json,
+    StreamArgument,
+    chosen_stream,
+    load_config,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from models import Registry
+    from models.manifest import Manifest
+    from offbeat.bundles import Difference, Listed
+    from offbeat.controls import Control
+    from pipeline.config import Config
+    from pipeline.ports import Broker
+
+group = typer.Typer(no_args_is_help=True, help="List, compare, promote, move and remove trained bundles.")
+
+StreamName = Annotated[str, typer.Argument(metavar="STREAM", help="The stream.")]
+BundleId = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="Its id, or the first digits of it (at least 4).")
+]
+Why = Annotated[str, typer.Option("--why", help="The reason, for the audit log.")]
+_DIGITS = 12
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Opened:
+    """What the commands work on."""
+
+    config: Config
+    stream: str
+    registry: Registry
+    broker: Broker
+    control: Control
+
+
+@contextmanager
+def _opened(path: Path, stream: str | None, command: str) -> Iterator[_Opened]:
+    from offbeat import app
+    from offbeat.controls import Control, who
+
+    config = load_config(path)
+    name = chosen_stream(config, stream)
+    with app.open_bus(config.bus) as broker:
+        control = Control(config, broker, who(f"offbeat models {command}"))
+        yield _Opened(config, name, app.registry(config), broker, control)
+
+
+@group.callback()
+def _group() -> None:
+    """List, compare, promote, move and remove trained bundles."""
+
+
+@group.command("list", epilog="Examples: `offbeat models list`; `offbeat models list pumps --json`")
+def list_(*, stream: StreamArgument = None, config: ConfigFile = DEFAULT_CONFIG, json: Json = False) -> None:
+    """List a stream's bundles, the oldest first, and say which one is in use."""
+    from offbeat.bundles import listed
+
+    with _opened(config, stream, "list") as at:
+        found = listed(at.registry, at.control.view(), at.stream)
+    if json:
+        for each in found:
+            print_json(_as_json(each))
+        return
+    if not found:
+        typer.echo(
+            f"stream {at.stream!r} has no bundle yet; train one (`offbeat train {at.stream}`)", err=True
+        )
+        return
+    print_columns(
+        ["bundle", "made at", "kind", " models", "layers", "learned from", "in use"], list(map(_row, found))
+    )
+
+
+def _row(each: Listed) -> list[str]:
+    if each.manifest is None:
+        return [each.bundle[:_DIGITS], "-", "damaged", "-", "-", "-", each.role]
+    spec = each.manifest.spec
+    models, layers = f"{each.manifest.models:,}", "-".join(map(str, spec.widths()))
+    learned = _learned(each.manifest)
+    return [each.bundle[:_DIGITS], each.manifest.created_at, spec.kind, models, layers, learned, each.role]
+
+
+def _learned(manifest: Manifest) -> str:
+    """Where a bundle's rows come from, in a few words."""
+    source = manifest.source
+    if "topic" in source:
+        spans = source.get("partitions", {}).values()
+        records = sum(each["next_offset"] - each["first_offset"] for each in spans)
+        return f"{counted(records, 'record')} of {source['topic']}"
+    if "files" in source:
+        return counted(len(source["files"]), "file")
+    return "-"
+
+
+def _as_json(each: Listed) -> dict[str, Any]:
+    value: dict[str, Any] = {"bundle": each.bundle, "role": each.role or None, "damage": each.damage or None}
+    if each.manifest is not None:
+        spec = dataclasses.asdict(each.manifest.spec)
+        value |= {
+            "made_at": each.manifest.created_at,
+            "models": each.manifest.models,
+            "spec": spec,
+            "source": each.manifest.source,
+            "versions": each.manifest.versions,
+        }
+    return value
+
+
+@group.command(epilog="Examples: `offbeat models show pumps`; `offbeat models show pumps 3f9a`")
+def show(
+    *,
+    stream: StreamName,
+    bundle: Annotated[
+        str | None,
+        typer.Argument(metavar="[BUNDLE]", help="Its id, or the first digits; default: the one in use."),
+    ] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Show all of one bundle after checking it as a worker would: hashes, shapes, numbers, canary."""
+    from offbeat.bundles import Listed
+
+    with _opened(config, stream, "show") as at:
+        view = at.control.view()
+        bundle_id = _found(at, bundle)
+        loaded = at.registry.load(at.stream, bundle_id)
+        champions = view.succession(at.stream)
+        said = [each for each in view.promotions.get(at.stream, []) if each.bundle == bundle_id]
+    role = "champion" if champions[-1:] == [bundle_id] else ""
+    if json:
+        listed = _as_json(Listed(bundle_id, role, loaded.manifest, ""))
+        promoted = [{"at": each.at, "who": each.who, "why": each.why} for each in said]
+        print_json(listed | {"promoted": promoted, "reports": sorted(loaded.reports)})
+        return
+    spec, manifest = loaded.manifest.spec, loaded.manifest
+    fallback = loaded.calibration[-1]
+    told = {
+        "bundle": bundle_id + (" (in use)" if role else ""),
+        "stream": at.stream,
+        "made at": f"{manifest.created_at} with "
+        + ", ".join(f"{k} {v}" for k, v in manifest.versions.items()),
+        "kind": spec.kind,
+        "layers": "-".join(map(str, spec.widths())),
+        "window": f"{spec.window_rows} rows x {len(spec.features)} features: {', '.join(spec.features)}",
+        "rows made as": spec.transforms or "-",
+        "models": f"{manifest.models:,} in all; series it never saw have the error "
+        f"{fallback[0]:.4f} ± {fallback[1]:.4f} to begin with",
+        "learned from": _learned(manifest),
+        "reports": ", ".join(sorted(loaded.reports)) or "none",
+        "lies in": at.registry.where(at.stream, bundle_id),
+    }
+    for name, text in told.items():
+        typer.echo(f"{name:<13} {text}")
+    for each in said:
+        typer.echo(f"{'promoted':<13} {each.at:%Y-%m-%d %H:%M UTC} by {each.who}: {each.why}")
+
+
+def _found(at: _Opened, bundle: str | None) -> str:
+    """The id of the bundle that was named, or of the one in use.
+
+    Raises:
+        NotFound: there is none.
+    """
+    from pipeline.errors import NotFound
+
+    if bundle is not None:
+        return at.registry.find(at.stream, bundle)
+    champion = at.control.view().champions.get(at.stream)
+    if champion is None:
+        raise NotFound(f"stream {at.stream!r} has no model in use; train one (`offbeat train {at.stream}`)")
+    return champion
+
+
+@group.command(epilog="Example: `offbeat models diff pumps 3f9a c01d`")
+def diff(
+    *,
+    stream: StreamName,
+    bundle: BundleId,
+    other: Annotated[
+        str | None,
+        typer.Argument(metavar="[OTHER]", help="What it is compared with; default: the one in use."),
+    ] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Say how one bundle differs from another, or from the one in use."""
+    from offbeat.bundles import difference
+
+    with _opened(config, stream, "diff") as at:
+        names = [_found(at, each) for each in (other, bundle)]
+        before, after = (at.registry.load(at.stream, each) for each in names)
+    found = difference(before, after)
+    if json:
+        print_json({"before": names[0], "after": names[1], **dataclasses.asdict(found)})
+    else:
+        _tell_difference(names, found)
+
+
+def _tell_difference(names: list[str], found: Difference) -> None:
+    typer.echo(f"{names[0][:_DIGITS]} -> {names[1][:_DIGITS]}")
+    if found.settings:
+        print_columns(["what", "before", "after"], [list(each) for each in found.settings])
+    typer.echo(
+        f"series with a model of their own: {found.series:,} in both, {found.gained:,} only in the second, "
+        f"{found.lost:,} only in the first"
+    )
+    if found.error_ratio:
+        low, middle, high = found.error_ratio
+        typer.echo(
+            f"error where thresholds start: {middle:.2f} times ({low:.2f} to {high:.2f} for 90 % of series)"
+        )
+        low, middle, high = found.median_shift
+        typer.echo(f"middle of the values: moved by {middle:.2f} spreads ({low:.2f} to {high:.2f})")
+    if found.weights is not None:
+        typer.echo(f"weights of the shared model: {found.weights:.3g} apart (root mean square)")
+
+
+@group.command(epilog="Example: `offbeat models promote pumps 3f9a --why 'the new sensors'`")
+def promote(*, stream: StreamName, bundle: BundleId, why: Why, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Put a bundle to use, by your own decision: no gate is asked.
+
+    Running workers take it up between two batches. It must fit the stream's settings.
+    """
+    with _opened(config, stream, "promote") as at:
+        bundle_id = at.registry.find(at.stream, bundle)
+        _put_to_use(at, bundle_id, why)
+
+
+def _put_to_use(at: _Opened, bundle_id: str, why: str) -> None:
+    from models.spec import check_fits
+
+    loaded = at.registry.load(at.stream, bundle_id)  # a damaged one would only be refused by the workers
+    check_fits(loaded.manifest.spec, bundle_id, at.stream, at.config.stream(at.stream))
+    was = at.control.promote(at.stream, bundle_id, why)
+    if was == bundle_id:
+        typer.echo(f"bundle {bundle_id[:_DIGITS]} is in use for stream {at.stream!r} already")
+    else:
+        earlier = f" (before: {was[:_DIGITS]})" if was else ""
+        typer.echo(f"bundle {bundle_id[:_DIGITS]} is in use for stream {at.stream!r} now{earlier}")
+
+
+@group.command(epilog="Example: `offbeat models rollback pumps --why 'alerts on every shift change'`")
+def rollback(*, stream: StreamName, why: Why, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Go back to the champion before the one in use; again, and it is the one before that."""
+    from offbeat.bundles import before
+
+    with _opened(config, stream, "rollback") as at:
+        _put_to_use(at, before(at.control.view(), at.stream), f"rolled back: {why}")
+
+
+@group.command(epilog="Example: `offbeat models export pumps 3f9a pumps.tar`")
+def export(
+    *,
+    stream: StreamName,
+    bundle: BundleId,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The tar file to write.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Write a bundle into one tar file, to keep it or to take it to another installation."""
+    from offbeat import bundles
+
+    with _opened(config, stream, "export") as at:
+        bundle_id = at.registry.find(at.stream, bundle)
+        bundles.export(at.registry, at.stream, bundle_id, file)
+    typer.echo(f"bundle {bundle_id[:_DIGITS]} is written to {file} ({file.stat().st_size:,} bytes)")
+
+
+@group.command("import", epilog="Example: `offbeat models import pumps pumps.tar`")
+def import_(
+    *,
+    stream: StreamName,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A tar file of `export`, or a bundle's folder.")
+    ],
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Take a bundle in after checking it whole; it is not put to use."""
+    from offbeat import bundles
+
+    with _opened(config, stream, "import") as at:
+        bundle_id = bundles.bring(at.registry, at.stream, file)
+    typer.echo(
+        f"bundle {bundle_id[:_DIGITS]} is in the registry; "
+        f"`offbeat models promote {at.stream} {bundle_id[:_DIGITS]} --why ...` puts it to use"
+    )
+
+
+@group.command(epilog="Examples: `offbeat models gc pumps`; `offbeat models gc pumps --keep 10 --yes`")
+def gc(
+    *,
+    stream: StreamArgument = None,
+    keep: Annotated[
+        int, typer.Option("--keep", metavar="N", min=0, help="Of the others keep the N newest.")
+    ] = 3,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only named.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Remove bundles that nothing needs.
+
+    The champion and those that lead to it stay, for rollbacks, and all that judged records which the stream's
+    journal knows, for replays.
+    """
+    from offbeat import bundles
+
+    with _opened(config, stream, "gc") as at:
+        view = at.control.view()
+        every = bundles.listed(at.registry, view, at.stream)
+        needed = set(view.succession(at.stream)) | bundles.replayed(at.config, at.broker, at.stream)
+        going = bundles.superfluous(every, needed, keep)
+        for each in going:
+            if yes:
+                at.registry.delete(at.stream, each.bundle)
+            made = "damaged" if each.manifest is None else f"made {each.manifest.created_at}"
+            typer.echo(f"{'removed' if yes else 'would remove'} {each.bundle[:_DIGITS]} ({made})")
+    kept = counted(len(every) - len(going), "bundle")
+    if going and not yes:
+        typer.echo(f"{kept} would stay; --yes removes what is named")
+    else:
+        typer.echo(f"{kept} of stream {at.stream!r} {'stay' if len(every) - len(going) != 1 else 'stays'}")
+
+
+def add_to(cli: typer.Typer) -> None:
+    """Register the commands."""
+    cli.add_typer(group, name="models")

@@ -1,0 +1,376 @@
+"""``offbeat models``: what a person does with bundles, on an installation with a stream of its own."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from installation import Installation
+
+from models import Registry
+from models.bundle import attach
+from offbeat.controls import Control
+from pipeline.bus import connect
+from pipeline.config import load
+
+SMALL = """
+  sensors:
+    topic: sensors
+    events: {series: series, features: [temperature]}
+    model: {window: 4, code: 1, hidden: [2]}
+    training: {steps: 5}
+"""
+
+
+def rows(path: Path, series: str, count: int) -> Path:
+    lines = [
+        f"2026-01-01T{n // 60:02}:{n % 60:02}:00Z,{series},{20 + (n * 7) % 11 + len(series)}"
+        for n in range(count)
+    ]
+    path.write_text("\n".join(["time,series,temperature", *lines]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """Three bundles, the last one in use, none by a worker yet."""
+    made = Installation(tmp_path_factory.mktemp("models-commands")).configure(SMALL)
+    made.ok("topics", "create")
+    for number, count in enumerate((100, 200, 300)):
+        file = rows(made.folder / f"{number}.csv", "a" if number < 2 else "bb", count)
+        made.ok("train", "--files", str(file), "--series-column", "series")
+    return made
+
+
+@pytest.fixture
+def installation(trained: Installation, tmp_path: Path) -> Installation:
+    shutil.copytree(trained.folder, tmp_path / "copy")
+    return Installation(tmp_path / "copy").configure(SMALL)
+
+
+def ids(installation: Installation) -> list[str]:
+    return [each["bundle"] for each in installation.json("models", "list")]
+
+
+def in_use(installation: Installation) -> str:
+    [found] = [each["bundle"] for each in installation.json("models", "list") if each["role"] == "champion"]
+    return str(found)
+
+
+def complaint(installation: Installation, *arguments: str) -> str:
+    done = installation.run(*arguments)
+    assert done.exit_code not in {0, 70}, done.output
+    return done.stderr.strip().removeprefix("error: ")
+
+
+def test_the_list_says_which_bundle_is_in_use_and_which_came_before_it(installation: Installation) -> None:
+    found = installation.json("models", "list", "sensors")
+    table = installation.ok("models", "list").splitlines()
+
+    assert [each["role"] for each in found] == [None, "before", "champion"]
+    assert [each["spec"]["window_rows"] for each in found] == [4, 4, 4]
+    assert table[0].split() == [
+        "bundle",
+        "made",
+        "at",
+        "kind",
+        "models",
+        "layers",
+        "learned",
+        "from",
+        "in",
+        "use",
+    ]
+    assert table[3].startswith(found[2]["bundle"][:12])
+    assert table[3].endswith("1 file        champion")
+
+
+def test_a_bundle_is_shown_in_full_with_who_promoted_it_and_why(installation: Installation) -> None:
+    text = installation.ok("models", "show", "sensors")
+
+    assert f"bundle        {in_use(installation)} (in use)" in text
+    assert "4-2-1-2-4" in text
+    assert f"trained on {installation.folder.parent}" not in text
+    assert "promoted" in text
+    assert "(offbeat train): trained on" in text
+    [shown] = installation.json("models", "show", "sensors", ids(installation)[0][:6])
+    assert shown["bundle"] == ids(installation)[0]
+    assert shown["role"] is None
+
+
+def test_two_bundles_are_compared(installation: Installation) -> None:
+    first, second, third = ids(installation)
+
+    [found] = installation.json("models", "diff", "sensors", second, first)
+    assert (found["series"], found["gained"], found["lost"]) == (1, 0, 0)
+    assert [each[0] for each in found["settings"]] == ["made at", "source files"] or found["settings"]
+    assert found["weights"] > 0
+
+    [found] = installation.json("models", "diff", "sensors", first)
+    assert found["before"] == third
+    assert (found["series"], found["gained"], found["lost"]) == (0, 1, 1)
+    assert "series with a model of their own: 0 in both" in installation.ok(
+        "models", "diff", "sensors", first
+    )
+
+
+def test_rollbacks_go_back_step_by_step_and_say_when_there_is_none(installation: Installation) -> None:
+    first, second, third = ids(installation)
+    assert in_use(installation) == third
+
+    text = installation.ok("models", "rollback", "sensors", "--why", "it alarms at noon")
+    assert f"bundle {second[:12]} is in use for stream 'sensors' now (before: {third[:12]})" in text
+    installation.ok("models", "rollback", "sensors", "--why", "this one too")
+    assert in_use(installation) == first
+
+    assert "is its first" in complaint(installation, "models", "rollback", "sensors", "--why", "again")
+    assert "rolled back: this one too" in installation.ok("models", "show", "sensors")
+
+
+def test_a_bundle_that_was_rolled_back_can_be_promoted_again(installation: Installation) -> None:
+    *_, second, third = ids(installation)
+    installation.ok("models", "rollback", "sensors", "--why", "a mistake")
+
+    installation.ok("models", "promote", "sensors", third[:8], "--why", "it was right")
+
+    assert in_use(installation) == third
+    assert second[:12] in installation.ok("models", "rollback", "sensors", "--why", "or was it")
+
+
+def test_promoting_the_one_in_use_changes_nothing(installation: Installation) -> None:
+    text = installation.ok("models", "promote", "sensors", in_use(installation), "--why", "no reason")
+
+    assert "is in use for stream 'sensors' already" in text
+
+
+def test_a_bundle_for_other_rows_is_not_promoted(installation: Installation) -> None:
+    first, *_ = ids(installation)
+    Installation(installation.folder).configure(SMALL.replace("window: 4", "window: 8"))
+
+    assert "windows of 4 rows" in complaint(installation, "models", "promote", "sensors", first, "--why", "x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("show", "sensors", "zzzz"), "is no id of a bundle"),
+        (("show", "sensors", "0000000000"), "has no bundle 0000000000"),
+        (("show", "pumps"), "pumps"),
+        (("import", "sensors", "nowhere.tar"), "is not there"),
+        (("export", "sensors", "0000000000", "x.tar"), "has no bundle"),
+    ],
+)
+def test_mistakes_are_answered_in_sentences(
+    installation: Installation, arguments: tuple[str, ...], says: str
+) -> None:
+    assert says in complaint(installation, "models", *arguments)
+
+
+def test_a_damaged_bundle_is_listed_as_such_and_cannot_be_promoted(installation: Installation) -> None:
+    first, _, third = ids(installation)
+    model = installation.folder / "models" / "sensors" / first / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1] + b"x")
+    (installation.folder / "models" / "sensors" / ids(installation)[1] / "manifest.json").write_text("{}")
+
+    assert "does not match its hash" in complaint(
+        installation, "models", "promote", "sensors", first, "--why", "x"
+    )
+    [damaged] = [each for each in installation.json("models", "list") if each["damage"]]
+    assert "cannot be read" in damaged["damage"]
+    assert "damaged" in installation.ok("models", "list")
+    assert in_use(installation) == third
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+def test_a_worker_keeps_its_model_where_a_damaged_one_was_promoted(
+    installation: Installation, control: Control, name: str
+) -> None:
+    first, _, third = ids(installation)
+    told = rows(installation.folder / "live.csv", "a", 100).read_text().splitlines()
+    for number, part in enumerate((told[1:51], told[51:])):
+        file = installation.folder / f"part-{number}.csv"
+        file.write_text("\n".join([told[0], *part]) + "\n")
+        installation.ok("produce", "files", "--stream", "sensors", "--series-column", "series", str(file))
+        said = installation.ok("detect", "sensors", "--until-idle", "0.2", "--json")
+        if number == 0:
+            assert "is refused" not in said
+            damaged = installation.folder / "models" / "sensors" / first / name
+            content = bytearray(damaged.read_bytes())
+            content[len(content) // 2] ^= 1
+            damaged.write_bytes(content)
+            control.promote("sensors", first, "nobody looked")
+
+    assert "is refused" in said
+    assert "goes on as it is" in said
+    [row] = installation.json("thresholds", "show", "sensors")
+    assert (row["bundle"], row["next_offset"]) == (third, 100)
+
+
+class TestMoving:
+    def test_an_exported_bundle_comes_back_as_it_was(
+        self, installation: Installation, tmp_path: Path
+    ) -> None:
+        first, *_ = ids(installation)
+        for name in ("one.tar", "two.tar"):
+            installation.ok("models", "export", "sensors", first, str(tmp_path / name))
+        assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+        assert "is there already" in complaint(
+            installation, "models", "export", "sensors", first, str(tmp_path / "one.tar")
+        )
+        shutil.rmtree(installation.folder / "models" / "sensors" / first)
+
+        text = installation.ok("models", "import", "sensors", str(tmp_path / "one.tar"))
+
+        assert f"bundle {first[:12]} is in the registry" in text
+        assert first in ids(installation)
+        assert in_use(installation) != first
+
+    def test_a_folder_can_be_imported(self, installation: Installation, tmp_path: Path) -> None:
+        first, *_ = ids(installation)
+        folder = installation.folder / "models" / "sensors" / first
+        shutil.move(folder, tmp_path / "moved")
+
+        installation.ok("models", "import", "sensors", str(tmp_path / "moved"))
+
+        assert first in ids(installation)
+
+    @pytest.fixture
+    def exported(self, installation: Installation, tmp_path: Path) -> Path:
+        path = tmp_path / "good.tar"
+        installation.ok("models", "export", "sensors", ids(installation)[0], str(path))
+        return path
+
+    @pytest.mark.parametrize(
+        "name",
+        ["/etc/passwd", "../../x", "a/b/c/model.safetensors", "a/evil.pkl", "a/manifest.json.exe"],
+    )
+    def test_a_tar_file_with_anything_else_in_it_is_refused(
+        self, installation: Installation, exported: Path, tmp_path: Path, name: str
+    ) -> None:
+        before = sorted((installation.folder / "models" / "sensors").iterdir())
+        hostile = tmp_path / "hostile.tar"
+        rebuilt(exported, hostile, [tarfile.TarInfo(name)])
+
+        assert f"it holds {name!r}" in complaint(installation, "models", "import", "sensors", str(hostile))
+
+        assert sorted((installation.folder / "models" / "sensors").iterdir()) == before
+        assert not (tmp_path / "x").exists()
+
+    @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+    def test_links_and_devices_are_refused(
+        self, installation: Installation, exported: Path, tmp_path: Path, kind: bytes
+    ) -> None:
+        link = tarfile.TarInfo("a/report.json")
+        link.type, link.linkname = kind, "/etc/passwd"
+        hostile = tmp_path / "hostile.tar"
+        rebuilt(exported, hostile, [link])
+
+        assert "it holds 'a/report.json'" in complaint(
+            installation, "models", "import", "sensors", str(hostile)
+        )
+
+    def test_a_member_twice_is_refused(
+        self, installation: Installation, exported: Path, tmp_path: Path
+    ) -> None:
+        hostile = tmp_path / "hostile.tar"
+        rebuilt(exported, hostile, [tarfile.TarInfo("b/manifest.json")])
+
+        assert "once each" in complaint(installation, "models", "import", "sensors", str(hostile))
+
+    @pytest.mark.parametrize("content", [b"", b"\x80\x04N.", b"\x1f\x8b\x08\x00", b"PK\x03\x04"])
+    def test_what_is_no_tar_file_is_refused(
+        self, installation: Installation, tmp_path: Path, content: bytes
+    ) -> None:
+        path = tmp_path / "x.tar"
+        path.write_bytes(content)
+
+        assert "is refused" in complaint(installation, "models", "import", "sensors", str(path))
+
+    def test_a_damaged_bundle_in_a_tar_file_is_refused(
+        self, installation: Installation, exported: Path, tmp_path: Path
+    ) -> None:
+        content = bytearray(exported.read_bytes())
+        content[content.index(b"weight.0")] ^= 1
+        path = tmp_path / "x.tar"
+        path.write_bytes(content)
+
+        said = complaint(installation, "models", "import", "sensors", str(path))
+
+        assert "is refused" in said
+        assert str(path) in said
+
+
+def rebuilt(good: Path, path: Path, more: list[tarfile.TarInfo]) -> None:
+    """The members of a good file, and more."""
+    with tarfile.open(good) as source, tarfile.open(path, "w") as target:
+        for entry in source:
+            target.addfile(entry, source.extractfile(entry))
+        for entry in more:
+            target.addfile(entry, io.BytesIO())
+
+
+class TestRemoving:
+    def test_nothing_is_removed_until_it_is_said_twice(self, installation: Installation) -> None:
+        extra = orphan(installation)
+
+        text = installation.ok("models", "gc", "--keep", "0")
+
+        assert f"would remove {extra[:12]}" in text
+        assert "3 bundles would stay; --yes removes what is named" in text
+        assert extra in ids(installation)
+
+    def test_what_is_in_use_or_leads_to_it_stays(self, installation: Installation) -> None:
+        extra, before = orphan(installation), ids(installation)
+
+        text = installation.ok("models", "gc", "--keep", "0", "--yes")
+
+        assert f"removed {extra[:12]}" in text
+        assert ids(installation) == [each for each in before if each != extra]
+
+    def test_some_that_nothing_needs_are_kept_unless_asked(self, installation: Installation) -> None:
+        orphan(installation)
+
+        assert "4 bundles of stream 'sensors' stay" in installation.ok("models", "gc", "--yes")
+
+    def test_a_bundle_that_judged_records_stays_for_replays(self, installation: Installation) -> None:
+        *_, third = ids(installation)
+        file = rows(installation.folder / "live.csv", "a", 50)
+        installation.ok("produce", "files", "--stream", "sensors", str(file))
+        installation.ok("detect", "sensors", "--until-idle", "0.2")
+        installation.ok("models", "rollback", "sensors", "--why", "to have it off the line")
+
+        installation.ok("models", "gc", "--keep", "0", "--yes")
+
+        assert third in ids(installation)
+
+
+def orphan(installation: Installation) -> str:
+    """A bundle that was never in use."""
+    registry = Registry(installation.folder / "models")
+    first = registry.load("sensors", ids(installation)[0])
+    return registry.save("sensors", attach(first, {"report.json": b"{}"}))
+
+
+@pytest.fixture
+def control(installation: Installation) -> Iterator[Control]:
+    config = load(installation.config)
+    with closing(connect(config.bus)) as broker:
+        yield Control(config, broker, "a test")
+
+
+def test_the_line_of_champions_leaves_out_what_was_rolled_back(
+    installation: Installation, control: Control
+) -> None:
+    first, second, third = ids(installation)
+
+    control.promote("sensors", second, "back")
+    assert control.view().succession("sensors") == [first, second]
+    control.promote("sensors", first, "back")
+    control.promote("sensors", third, "forward")
+
+    assert control.view().succession("sensors") == [first, third]

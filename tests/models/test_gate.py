@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import SPEC, waves
-from replaying import history, source, stream
+from replaying import SPEC, history, source, stream, waves
 
 from models import Bundle, SeriesRows, StackScorer, train
 from models.baselines import EwmaZ, baselines

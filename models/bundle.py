@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import safetensors.numpy
@@ -30,7 +30,7 @@ from models.scaling import Scaling
 from models.spec import ModelSpec
 from models.stack import Stack
 from pipeline.errors import BundleError, NotFound
-from pipeline.ports import Float64s, Windows
+from pipeline.ports import Float64s, Int32s, Windows
 
 MAX_MODEL_BYTES: Final = 4 << 30
 CANARY_WINDOWS: Final = 8
@@ -40,6 +40,7 @@ _CANARY_RTOL: Final = 1e-3  # other processors round otherwise; a wrong weight s
 _CANARY_ATOL: Final = 1e-4
 
 Arrays = dict[str, NDArray[Any]]
+Owner: TypeAlias = Literal["own", "cohort", "fallback"]
 
 
 def series_hash(series: str) -> int:
@@ -62,12 +63,13 @@ class Canary:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bundle:
-    """A trained stack; the last of its M models is the fallback for series it has not seen.
+    """N networks and the M models that use them; the last model is the fallback for series it has not seen.
 
     Attributes:
         manifest: what it is and where it comes from.
         sha: SHA-256 of the manifest, and through it of everything; the bundle's id.
-        network: M networks.
+        network: N networks.
+        network_of: int32[M], the network of each model; models of a cohort share one.
         scaling: of the M models.
         calibration: float64[M, 5], as in :class:`pipeline.ports.Calibrated`.
         hashes: uint64[M - 1], rising: the series of each model but the last.
@@ -78,17 +80,28 @@ class Bundle:
     manifest: Manifest
     sha: str
     network: Autoencoder
+    network_of: Int32s
     scaling: Scaling
     calibration: Float64s
     hashes: NDArray[np.uint64]
     canary: Canary
     reports: Mapping[str, bytes] = field(default_factory=dict)
 
+    def stack(self) -> Stack:
+        """What computes its errors."""
+        return Stack(self.network, self.scaling, self.network_of)
+
+    def owners(self) -> list[Owner]:
+        """Whose the network of each model is: its series' own, its cohort's, or the fallback's."""
+        users = np.bincount(self.network_of)
+        return [*("own" if users[each] == 1 else "cohort" for each in self.network_of[:-1]), "fallback"]
+
 
 def seal(
     spec: ModelSpec,
     *,
     network: Autoencoder,
+    network_of: Int32s,
     scaling: Scaling,
     calibration: Float64s,
     hashes: NDArray[np.uint64],
@@ -99,10 +112,17 @@ def seal(
     """Give a trained stack its manifest and its id."""
     encoder = spec.encoder_widths()
     spec = replace(spec, hidden=encoder[1:-1], code=encoder[-1])
-    model = _encode(network, scaling, calibration, hashes, canary)
-    manifest = describe(spec, len(network), model, source, created_at)
+    model = _encode(
+        network=network,
+        network_of=network_of,
+        scaling=scaling,
+        calibration=calibration,
+        hashes=hashes,
+        canary=canary,
+    )
+    manifest = describe(spec, model, source, created_at, models=len(network_of), networks=len(network))
     sha = hashlib.sha256(manifest.render()).hexdigest()
-    return Bundle(manifest, sha, network, scaling, calibration, hashes, canary)
+    return Bundle(manifest, sha, network, network_of, scaling, calibration, hashes, canary)
 
 
 def attach(bundle: Bundle, reports: Mapping[str, bytes]) -> Bundle:
@@ -126,7 +146,14 @@ def save(bundle: Bundle, folder: str | Path | Place) -> None:
         StoreDown: it could not be written; trying again can help.
     """
     place, manifest = _place(folder), bundle.manifest.render()
-    model = _encode(bundle.network, bundle.scaling, bundle.calibration, bundle.hashes, bundle.canary)
+    model = _encode(
+        network=bundle.network,
+        network_of=bundle.network_of,
+        scaling=bundle.scaling,
+        calibration=bundle.calibration,
+        hashes=bundle.hashes,
+        canary=bundle.canary,
+    )
     if place.write({**bundle.reports, MODEL_FILE: model, MANIFEST_FILE: manifest}):
         return
     try:
@@ -206,23 +233,27 @@ def _file(folder: Place, manifest: Manifest, name: str, bound: int) -> bytes:
 
 def _layout(manifest: Manifest) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The dtype and shape of every tensor that a bundle with this manifest holds."""
-    spec, models = manifest.spec, manifest.models
-    if models < 1:
-        raise ValueError(f"{MANIFEST_FILE} says {models} models; there is at least the fallback")
+    spec, models, networks = manifest.spec, manifest.models, manifest.networks
+    if not models >= networks >= 1:
+        raise ValueError(
+            f"{MANIFEST_FILE} says {networks} networks for {models} models; there is at least the fallback, "
+            "and no network without a model"
+        )
     features, windows = len(spec.features), min(CANARY_WINDOWS, models)
     layout: dict[str, tuple[str, tuple[int, ...]]] = {
         "scaling.median": ("float64", (models, features)),
         "scaling.spread": ("float64", (models, features)),
         "calibration": ("float64", (models, 5)),
         "series": ("uint64", (models - 1,)),
+        "network": ("int32", (models,)),
         "canary.tail": ("float32", (windows, spec.window_rows, features)),
         "canary.anchor": ("float64", (windows, features)),
         "canary.model": ("int32", (windows,)),
         "canary.errors": ("float64", (windows, 2)),
     }
     for layer, (fan_in, fan_out) in enumerate(layer_shapes(spec.widths(), spec.family.heads)):
-        layout[f"weight.{layer}"] = ("float32", (models, fan_in, fan_out))
-        layout[f"bias.{layer}"] = ("float32", (models, 1, fan_out))
+        layout[f"weight.{layer}"] = ("float32", (networks, fan_in, fan_out))
+        layout[f"bias.{layer}"] = ("float32", (networks, 1, fan_out))
     size = _tensor_bytes(layout)
     if size > MAX_MODEL_BYTES:
         raise ValueError(f"{MANIFEST_FILE} describes {size} bytes of tensors; the bound is {MAX_MODEL_BYTES}")
@@ -241,7 +272,9 @@ def _tensor_bytes(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
 
 
 def _encode(
+    *,
     network: Autoencoder,
+    network_of: Int32s,
     scaling: Scaling,
     calibration: Float64s,
     hashes: NDArray[np.uint64],
@@ -253,6 +286,7 @@ def _encode(
         "scaling.spread": scaling.spread,
         "calibration": calibration,
         "series": hashes,
+        "network": network_of,
         "canary.tail": canary.windows.tail,
         "canary.anchor": canary.windows.anchor,
         "canary.model": canary.windows.model,
@@ -287,13 +321,15 @@ def _decode(model: bytes, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> 
 
 def _assemble(manifest: Manifest, sha: str, arrays: Arrays) -> Bundle:
     """The bundle of tensors that fit the layout; what they mean is checked here."""
-    hashes, model = arrays["series"], arrays["canary.model"]
+    hashes, model, network_of = arrays["series"], arrays["canary.model"], arrays["network"]
     if not (hashes[1:] > hashes[:-1]).all():
         raise ValueError("its table of series is not in rising order")
     if not (arrays["scaling.spread"] > 0).all() or not (arrays["calibration"][:, [1, 3]] > 0).all():
         raise ValueError("a spread or a deviation is not above 0")
     if not ((model >= 0) & (model < manifest.models)).all():
         raise ValueError("its canary names a model that is not there")
+    if not ((network_of >= 0) & (network_of < manifest.networks)).all():
+        raise ValueError("its table of series names a network that is not there")
     spec = manifest.spec
     layers = range(len(spec.widths()) - 1)
     network = Autoencoder(
@@ -303,12 +339,12 @@ def _assemble(manifest: Manifest, sha: str, arrays: Arrays) -> Bundle:
     )
     canary = Canary(Windows(arrays["canary.tail"], arrays["canary.anchor"], model), arrays["canary.errors"])
     scaling = Scaling(arrays["scaling.median"], arrays["scaling.spread"])
-    return Bundle(manifest, sha, network, scaling, arrays["calibration"], hashes, canary)
+    return Bundle(manifest, sha, network, network_of, scaling, arrays["calibration"], hashes, canary)
 
 
 def _check_canary(bundle: Bundle) -> None:
     """The bundle must compute here what it computed where it was made."""
-    errors = Stack(bundle.network, bundle.scaling).score(bundle.canary.windows)
+    errors = bundle.stack().score(bundle.canary.windows)
     found = np.stack([errors.window, errors.last], axis=1)
     if not np.allclose(found, bundle.canary.errors, _CANARY_RTOL, _CANARY_ATOL):
         worst = np.abs(found - bundle.canary.errors).max()

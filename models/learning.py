@@ -104,6 +104,8 @@ def learn(
             spec,
             source={**source.described, "first": part.first, "rows_a_series": history.rows_limit},
             created_at=created_at,
+            scope=detector.stream.model.scope,
+            max_models=detector.stream.model.max_models,
             on_progress=lambda progress: on_step(_training(progress)),
         )
     except TooFewRows as error:

@@ -22,7 +22,7 @@ REPORT_FILES: Final = ("report.json", "report.html")
 """What a bundle may hold besides its model."""
 MAX_REPORT_BYTES: Final = 16 << 20
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,7 +43,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         schema: version of this layout.
         spec: the network; ``hidden`` and ``code`` are filled in.
-        models: networks in the stack, the fallback included.
+        models: one for each series that was learned, and the fallback.
+        networks: in the stack; models of a cohort share one.
         created_at: ISO 8601.
         source: where the training rows come from.
         versions: of the libraries that made it.
@@ -54,6 +55,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: int
     spec: ModelSpec
     models: int
+    networks: int
     created_at: str
     source: dict[str, Any]
     versions: dict[str, str]
@@ -73,13 +75,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def describe(
-    spec: ModelSpec, models: int, model: bytes, source: Mapping[str, object], created_at: str
+    spec: ModelSpec,
+    model: bytes,
+    source: Mapping[str, object],
+    created_at: str,
+    *,
+    models: int,
+    networks: int,
 ) -> Manifest:
     """The manifest of a bundle made here and now whose model file is ``model``."""
     return Manifest(
         schema=SCHEMA,
         spec=spec,
         models=models,
+        networks=networks,
         created_at=created_at,
         source=dict(source),
         versions={

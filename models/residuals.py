@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from models.scaling import INPUT_CLIP, TARGET_CLIP
 from pipeline.kernels import kernel
-from pipeline.ports import Float32s
+from pipeline.ports import Float32s, Int32s
 
 Int64s = NDArray[np.int64]
 
@@ -47,20 +47,31 @@ def tanh(values: Float32s) -> None:
 
 @kernel(reassociate=True)
 def scale(
-    tails: Float32s, inverse: Float32s, models: Int64s, members: Int64s, target: Float32s, inputs: Float32s
+    tails: Float32s,
+    inverse: Float32s,
+    models: Int32s,
+    members: Int64s,
+    units: Float32s,
+    target: Float32s,
+    inputs: Float32s,
 ) -> None:
-    """Scale and clip windows float32[n, W x F], taken as ``members`` int64[G, P] of the models int64[G].
+    """Scale and clip windows float32[n, W x F], taken in the order of ``members`` int64[G, P].
 
     ``target`` float32[G x P, W x F] holds what the windows' anchors add; it becomes what the output is
-    compared with, and ``inputs`` what the network sees. ``inverse`` float32[M, W x F] is one over the spread.
+    compared with, and ``inputs`` what the network sees. ``inverse`` float32[M, F] is one over the spread of
+    each model, and ``models`` int32[n] says which is whose; ``units`` float32[W x F] is room to work in.
     """
-    row = 0
+    row, model, width, features = 0, -1, tails.shape[1], inverse.shape[1]
     for group in range(members.shape[0]):
-        model = models[group]
         for place in range(members.shape[1]):
             window = members[group, place]
-            for j in range(tails.shape[1]):
-                scaled = target[row, j] + tails[window, j] * inverse[model, j]
+            if models[window] != model:
+                model = models[window]
+                for first in range(0, width, features):
+                    for feature in range(features):
+                        units[first + feature] = inverse[model, feature]
+            for j in range(width):
+                scaled = target[row, j] + tails[window, j] * units[j]
                 scaled = min(max(scaled, -_TARGET_CLIP), _TARGET_CLIP)
                 target[row, j] = scaled
                 inputs[row, j] = min(max(scaled, -_INPUT_CLIP), _INPUT_CLIP)

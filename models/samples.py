@@ -1,4 +1,4 @@
-"""Windows to learn from: which there are, which are held out, and the shared fallback's share of them."""
+"""Windows to learn from: which there are, which are held out, and samples of several series."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.ports import Float64s, Int32s
+from pipeline.ports import Float64s, Int32s, Windows
 
 Int64s = NDArray[np.int64]
 
 HELD_OUT_SHARE: Final = 0.2
 """The last windows of a series, held out for early stopping and calibration."""
-FALLBACK_WINDOWS: Final = 8_192
-"""Bound on the fallback's training windows; a quarter as many are held out for it."""
+POOL_WINDOWS: Final = 8_192
+"""Bound on the training windows of a pool; a quarter as many are held out for it."""
 
-_FALLBACK_VALUES: Final = 2**25  # the same bound where windows are very wide: 256 MiB of float64
+_POOL_VALUES: Final = 2**25  # the same bound where windows are very wide: 256 MiB of float64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,10 +44,17 @@ class Split:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pool:
-    """Windows of many series, raw: float64[k, W, F]."""
+    """Windows of many series.
 
-    train: Float64s
-    held_out: Float64s
+    Attributes:
+        windows: float64[k, W, F], raw; those to train on, then those held out.
+        of: int64[k], the place of each window's series among those that were pooled.
+        train: how many are to be trained on.
+    """
+
+    windows: Float64s
+    of: Int64s
+    train: int
 
 
 def window_starts(segment: Int32s, window_rows: int) -> Int64s:
@@ -90,22 +97,37 @@ def windows_at(values: Float64s, starts: Int64s, window_rows: int) -> Float64s:
     return windows
 
 
+def as_windows(raw: Float64s, model: Int32s) -> Windows:
+    """Raw windows float64[n, W, F] of the models int32[n], as the detect step hands them over."""
+    anchor = raw[:, -1].copy()
+    largest = float(np.finfo(np.float32).max)
+    with np.errstate(over="ignore"):  # differences near the end of float64 are clipped like any other
+        tail = (raw - anchor[:, None]).clip(-largest, largest).astype(np.float32)
+    return Windows(tail, anchor, model)
+
+
 def pool(series: Sequence[SeriesRows], splits: Sequence[Split], window_rows: int) -> Pool:
-    """A bounded sample for the fallback, as many windows from each series as there are.
+    """A bounded sample for a network that serves several series, as many windows from each.
 
     Of the series too short to be split, every fifth is held out whole.
     """
-    bound = max(1, min(FALLBACK_WINDOWS, _FALLBACK_VALUES // (window_rows * series[0].values.shape[1])))
+    bound = max(1, min(POOL_WINDOWS, _POOL_VALUES // (window_rows * series[0].values.shape[1])))
     chosen = evenly(np.arange(len(series)), bound)
     train_each = bound // len(chosen)
     held_out_each = max(1, train_each // 4)
     train, held_out, unsplit = [], [], 0
-    for each, parts in ((series[i], splits[i]) for i in chosen):
+    for i in chosen.tolist():
+        parts = splits[i]
         if not len(parts.held_out):
             unsplit += 1
             if unsplit % 5 == 0:
-                held_out.append(windows_at(each.values, evenly(parts.train, held_out_each), window_rows))
+                held_out.append((i, evenly(parts.train, held_out_each)))
                 continue
-        train.append(windows_at(each.values, evenly(parts.train, train_each), window_rows))
-        held_out.append(windows_at(each.values, evenly(parts.held_out, held_out_each), window_rows))
-    return Pool(np.concatenate(train), np.concatenate(held_out))
+        train.append((i, evenly(parts.train, train_each)))
+        held_out.append((i, evenly(parts.held_out, held_out_each)))
+    both = train + held_out
+    return Pool(
+        np.concatenate([windows_at(series[i].values, starts, window_rows) for i, starts in both]),
+        np.repeat([i for i, _ in both], [len(starts) for _, starts in both]),
+        sum(len(starts) for _, starts in train),
+    )

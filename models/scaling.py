@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.ports import Float32s, Float64s
+
+Int64s = NDArray[np.int64]
 
 INPUT_CLIP: Final = 5.0
 """What the network sees is clipped here, so that one wild value does not saturate every unit."""
@@ -53,8 +56,12 @@ class Scaling:
             np.concatenate([each.spread for each in scalings]),
         )
 
-    def apply(self, model: int, rows: Float64s) -> Float32s:
-        """Rows float64[n, F] in units of model ``model``, clipped at ``TARGET_CLIP``."""
+    def apply(self, model: int | Int64s, rows: Float64s) -> Float32s:
+        """Rows in the units of their models, clipped at ``TARGET_CLIP``.
+
+        Either rows float64[n, F] of one model, or windows float64[k, W, F] of the models int64[k].
+        """
+        median, spread = self.median[model][..., None, :], self.spread[model][..., None, :]
         with np.errstate(over="ignore"):  # what overflows is clipped
-            scaled: Float64s = (rows - self.median[model]) / self.spread[model]
+            scaled: Float64s = (rows - median) / spread
         return scaled.clip(-TARGET_CLIP, TARGET_CLIP).astype(np.float32)

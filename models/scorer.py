@@ -1,4 +1,4 @@
-"""The scorer the detect step sees: a bundle's stack, and which series belongs to which model."""
+"""The scorer the detect step sees: a bundle's stack, and which series has which model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.bundle import Bundle, series_hash
-from models.stack import Stack
 from pipeline.ports import Calibrated, Errors, Explanation, Windows
 
 
@@ -15,7 +14,7 @@ class StackScorer:
     """A :class:`pipeline.ports.Scorer` over one bundle; used from one thread."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._stack = Stack(bundle.network, bundle.scaling)
+        self._stack = bundle.stack()
         self._calibration = bundle.calibration
         self._model = {int(key): model for model, key in enumerate(bundle.hashes)}
         self._fallback = len(bundle.hashes)

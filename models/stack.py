@@ -22,11 +22,11 @@ from pipeline.ports import Errors, Explanation, Float32s, Float64s, Int32s, Wind
 
 Int64s = NDArray[np.int64]
 Block: TypeAlias = tuple[Int64s, Int64s]
-"""Models int64[G] and the rows of each, int64[G, P]."""
+"""Networks int64[G] and the rows of each, int64[G, P]."""
 
 _VALUES_AT_ONCE: Final = 262_144  # 1 MiB of float32: a block and its two copies stay in cache
-_GROUP_ALONE: Final = 256  # rows of one model from which a product of its own costs less than padding
-_FEW: Final = 8  # rows of each model up to which copying its weights costs more than what it saves
+_GROUP_ALONE: Final = 256  # rows of one network from which a product of its own costs less than padding
+_FEW: Final = 8  # rows of each network up to which copying its weights costs more than what it saves
 _WORTH_HELP: Final = 8  # blocks of about a millisecond each; handing over takes a tenth of one
 _FLOAT32_SAFE: Final = 1e37  # what lies this far off is clipped anyway; beyond, float32 could make NaN
 
@@ -48,23 +48,25 @@ class Scratch:
 
 @dataclass(eq=False)
 class Stack:
-    """M autoencoders with their scalings. Not for two threads at once: temporaries are kept and reused.
+    """N networks in the service of M models. Not for two threads at once: temporaries are kept and reused.
 
-    Errors of the same window in another batch or order differ by rounding only (about 4e-7), for matrix
-    products add in another order; no window depends on its neighbours otherwise.
+    A model is a network with a scaling of its own; models of one cohort share their network. Errors of the
+    same window in another batch or order differ by rounding only (about 4e-7), for matrix products add in
+    another order; no window depends on its neighbours otherwise.
     """
 
     network: Autoencoder
     scaling: Scaling
+    network_of: Int32s
     _inverse: Float32s = field(init=False)
     _each_row: Tensor = field(init=False)
     _scratch: tuple[Scratch, Scratch] = field(init=False, default_factory=lambda: (Scratch(), Scratch()))
 
     def __post_init__(self) -> None:
         inverse = (1 / self.scaling.spread).clip(1 / _FLOAT32_SAFE, _FLOAT32_SAFE)
+        self._inverse = inverse.astype(np.float32)
         features = inverse.shape[1]
         rows = self.network.weights[0].shape[1] // features
-        self._inverse = np.tile(inverse.astype(np.float32), rows)
         self._each_row = torch.eye(features).repeat(1, rows)
         with torch.inference_mode():  # compiles it
             self.network.reconstruct_by(np.zeros(1, np.int64), torch.zeros(1, 1, rows * features))
@@ -77,7 +79,8 @@ class Stack:
         """
         n, rows, features = windows.tail.shape
         errors, offset = np.empty((2, n), np.float32), torch.from_numpy(self._offset(windows))
-        blocks = list(_blocks(windows.model, max(1, _VALUES_AT_ONCE // (rows * features)))) if n else []
+        per_block = max(1, _VALUES_AT_ONCE // (rows * features))
+        blocks = list(_blocks(self.network_of[windows.model], per_block)) if n else []
         waiting = iter(blocks)  # a list's iterator gives each block to one thread
         if len(blocks) < _WORTH_HELP:
             self._score(windows, offset, waiting, errors, self._scratch[0])
@@ -96,15 +99,15 @@ class Stack:
         """Score what the other thread leaves; whoever is held up by the machine takes fewer blocks."""
         _, rows, features = windows.tail.shape
         width = rows * features
-        tails = windows.tail.reshape(-1, width)
+        tails, units = windows.tail.reshape(-1, width), np.empty(width, np.float32)
         with torch.inference_mode():
-            for models, members in blocks:
+            for networks, members in blocks:
                 groups, padded = members.shape
                 target, inputs = (each.view(-1, width) for each in scratch.of(members.size * width))
                 # A product with ones and zeros is exact, and faster than broadcasting over a few features.
                 torch.mm(offset[torch.from_numpy(members.ravel())], self._each_row, out=target)
-                scale(tails, self._inverse, models, members, target.numpy(), inputs.numpy())
-                output = self._reconstruct(models, inputs.view(groups, padded, width))
+                scale(tails, self._inverse, windows.model, members, units, target.numpy(), inputs.numpy())
+                output = self._reconstruct(networks, inputs.view(groups, padded, width))
                 compare(target.numpy(), output.view(-1, width).numpy(), members, features, errors)
 
     def explain(self, windows: Windows) -> Explanation:
@@ -117,10 +120,11 @@ class Stack:
         inputs = torch.from_numpy(target.clip(-INPUT_CLIP, INPUT_CLIP).astype(np.float32))
         rebuilt = np.empty_like(target)
         with torch.inference_mode():
-            for model in np.unique(windows.model).tolist():
-                mine = np.flatnonzero(windows.model == model)
+            networks = self.network_of[windows.model]
+            for network in np.unique(networks).tolist():
+                mine = np.flatnonzero(networks == network)
                 flat = inputs[torch.from_numpy(mine)].view(1, len(mine), -1)
-                output = self.network.pick(slice(model, model + 1)).reconstruct(flat)
+                output = self.network.pick(slice(network, network + 1)).reconstruct(flat)
                 rebuilt[mine] = output.view(len(mine), *target.shape[1:]).numpy()
         by_feature = np.abs(target - rebuilt).sum(axis=1)
         total = by_feature.sum(axis=1, keepdims=True)
@@ -128,13 +132,13 @@ class Stack:
         share = np.divide(by_feature, total, out=even, where=total > 0)
         return Explanation(observed, rebuilt * spread + median, share)
 
-    def _reconstruct(self, models: Int64s, inputs: Tensor) -> Tensor:
-        """Inputs float32[G, P, W x F] by the models int64[G]."""
-        if models[-1] - models[0] == len(models) - 1:  # side by side, they need no copy of their weights
-            return self.network.pick(slice(int(models[0]), int(models[-1]) + 1)).reconstruct(inputs)
+    def _reconstruct(self, networks: Int64s, inputs: Tensor) -> Tensor:
+        """Inputs float32[G, P, W x F] by the networks int64[G]."""
+        if networks[-1] - networks[0] == len(networks) - 1:  # side by side, their weights need no copy
+            return self.network.pick(slice(int(networks[0]), int(networks[-1]) + 1)).reconstruct(inputs)
         if inputs.shape[1] <= _FEW:
-            return self.network.reconstruct_by(models, inputs)
-        return self.network.pick(torch.from_numpy(models)).reconstruct(inputs)
+            return self.network.reconstruct_by(networks, inputs)
+        return self.network.pick(torch.from_numpy(networks)).reconstruct(inputs)
 
     def _offset(self, windows: Windows) -> Float32s:
         """What the anchor adds to a scaled tail, float32[n, F]; the difference is taken in float64."""
@@ -146,16 +150,16 @@ class Stack:
         return offset.clip(-_FLOAT32_SAFE, _FLOAT32_SAFE).astype(np.float32)
 
 
-def _blocks(model: Int32s, per_block: int) -> Iterator[Block]:
-    """Cut rows of mixed models into blocks of equally many rows for each of some models.
+def _blocks(network: Int32s, per_block: int) -> Iterator[Block]:
+    """Cut rows of mixed networks into blocks of equally many rows for each of some networks.
 
-    A model with fewer than P rows repeats its last one. Models are taken in classes of like counts, so that
-    padding at most doubles the work.
+    A network with fewer than P rows repeats its last one. Networks are taken in classes of like counts, so
+    that padding at most doubles the work.
     """
-    order = np.argsort(model.astype(np.uint16) if model.max() < 65_536 else model, kind="stable")
-    ordered = model[order]
+    order = np.argsort(network.astype(np.uint16) if network.max() < 65_536 else network, kind="stable")
+    ordered = network[order]
     starts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
-    counts = np.diff(starts, append=len(model))
+    counts = np.diff(starts, append=len(network))
     ids = ordered[starts].astype(np.int64)
 
     for group in np.flatnonzero(counts > _GROUP_ALONE).tolist():

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.autoencoder import Autoencoder
 from models.bundle import CANARY_WINDOWS, Bundle, Canary, seal, series_hash
+from models.cohorts import divide, shape
 from models.fitting import Lesson, fit
 from models.samples import (
+    Int64s,
     Pool,
     SeriesRows,
     Split,
@@ -25,16 +28,14 @@ from models.samples import (
 from models.scaling import Scaling
 from models.spec import ModelSpec
 from models.stack import Stack
-from pipeline.config import TRAINING_WINDOWS
+from pipeline.config import TRAINING_WINDOWS, Scope
 from pipeline.errors import TooFewRows
-from pipeline.ports import Errors, Float64s, Windows
-
-MAX_SERIES_MODELS: Final = 1_000
-"""Series with a network of their own, by default; those with the longest history get them."""
+from pipeline.ports import Errors, Float32s, Float64s, Windows
 
 _CALIBRATION_WINDOWS: Final = 1_024
 _NETWORKS_AT_ONCE: Final = 256  # bounds memory; networks do not know of each other
-_FALLBACK_KEY: Final = 0
+_SHAPE_WINDOWS: Final = 64  # by which a series is put into a cohort
+_SHARED_KEY: Final = 0  # of networks that no single series names
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +66,23 @@ def train(
     *,
     source: Mapping[str, object],
     created_at: str,
-    max_series_models: int = MAX_SERIES_MODELS,
+    scope: Scope = "series",
+    max_models: int = 1_000,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Bundle:
-    """Train a network for each series with enough rows, and the shared fallback on all series.
+    """Train a model for each series with enough rows, and the shared fallback on all series.
 
-    The fallback sees windows under one pooled scaling, as it will when it meets a series that has none.
-    The result depends on the rows, the spec and ``max_series_models`` alone.
+    A model is a network with a scaling and a calibration. The last two are always a series' own; who shares
+    the network, ``scope`` says. The fallback sees windows under one pooled scaling, as it will when it meets
+    a series that has none. The result depends on the rows, the spec, ``scope`` and ``max_models`` alone.
 
     Args:
         rows: history by series name; values float64[n, F] with F features as in ``spec``.
         spec: the network.
         source: where the rows come from, JSON values; kept in the manifest.
         created_at: ISO 8601; kept in the manifest.
-        max_series_models: bound on networks besides the fallback.
+        scope: which series share a network; see :func:`models.cohorts.divide`.
+        max_models: networks of single series at most; see there.
         on_progress: called every 50 steps; what it raises ends training.
 
     Raises:
@@ -86,44 +90,102 @@ def train(
         ValueError: columns do not fit the spec, or values are not finite.
     """
     _check(rows, spec)
-    splits = {name: split(each.segment, spec.window_rows) for name, each in sorted(rows.items())}
-    names = [name for name, parts in splits.items() if len(parts.train)]
-    pooled = pool([rows[name] for name in names], [splits[name] for name in names], spec.window_rows)
-    own = {series_hash(name): name for name in _own_model(rows, spec, max_series_models)}
-    hashes = np.array(sorted(own), np.uint64)
-    ordered = [own[int(key)] for key in hashes]
+    learned = _Learned.of(rows, spec)
+    lengths = np.array([_usable(each, spec) for each in learned.series], np.int64)
+    groups = divide(lengths, scope, max_models, learned.look, spec.seed)
+    network_of = np.full(len(lengths) + 1, len(groups), np.int32)
+    for number, members in enumerate(groups):
+        network_of[members] = number
+    lessons = [learned.lesson(members) for members in groups]
+    network = _train_all([*lessons, learned.fallback_lesson()], spec, on_progress)
 
-    fits = [Scaling.fit(rows[name].values[: _training_end(splits[name], spec)]) for name in ordered]
-    scaling = Scaling.join([*fits, Scaling.fit(pooled.train.reshape(-1, len(spec.features)))])
-    lessons = [
-        Lesson(
-            _generator(spec, series_hash(name)),
-            scaling.apply(model, rows[name].values),
-            splits[name].train,
-            splits[name].held_out,
-        )
-        for model, name in enumerate(ordered)
-    ]
-    lessons.append(_pooled_lesson(pooled, spec, scaling))
-    network = _train_all(lessons, spec, on_progress)
-
-    stack = Stack(network, scaling)
-    held_out = [
-        windows_at(rows[name].values, evenly(splits[name].held_out, _CALIBRATION_WINDOWS), spec.window_rows)
-        for name in ordered
-    ]
-    held_out.append(pooled.held_out)
-    calibration = np.stack([_calibrate(stack.score(_windows(raw, i))) for i, raw in enumerate(held_out)])
+    stack = Stack(network, learned.scaling, network_of)
+    errors = (stack.score(learned.held_out(model)) for model in range(len(network_of)))
     return seal(
         spec,
         network=network,
-        scaling=scaling,
-        calibration=calibration,
-        hashes=hashes,
-        canary=_canary(stack, held_out),
+        network_of=network_of,
+        scaling=learned.scaling,
+        calibration=np.stack([_calibrate(each) for each in errors]),
+        hashes=learned.hashes,
+        canary=_canary(stack, learned.held_out, len(network_of)),
         source=source,
         created_at=created_at,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Learned:
+    """The series with enough rows for a model, by rising hash, and the windows that the fallback sees.
+
+    Models are numbered by their place here; the fallback comes last.
+    """
+
+    spec: ModelSpec
+    hashes: NDArray[np.uint64]
+    series: list[SeriesRows]
+    parts: list[Split]
+    pooled: Pool
+    scaling: Scaling
+
+    @classmethod
+    def of(cls, rows: Mapping[str, SeriesRows], spec: ModelSpec) -> _Learned:
+        splits = {name: split(each.segment, spec.window_rows) for name, each in sorted(rows.items())}
+        some = [name for name, parts in splits.items() if len(parts.train)]
+        pooled = pool([rows[name] for name in some], [splits[name] for name in some], spec.window_rows)
+        enough = [name for name in some if _usable(rows[name], spec) >= rows_needed(spec)]
+        by_hash = {series_hash(name): name for name in enough}
+        names = [by_hash[key] for key in sorted(by_hash)]
+        seen = [rows[name].values[: int(splits[name].train[-1]) + spec.window_rows] for name in names]
+        seen.append(pooled.windows[: pooled.train].reshape(-1, len(spec.features)))
+        return cls(
+            spec,
+            np.array(sorted(by_hash), np.uint64),
+            [rows[name] for name in names],
+            [splits[name] for name in names],
+            pooled,
+            Scaling.join([Scaling.fit(each) for each in seen]),
+        )
+
+    def look(self, model: int) -> Float32s:
+        """What a series looks like to :func:`models.cohorts.divide`."""
+        starts = evenly(self.parts[model].train, _SHAPE_WINDOWS)
+        windows = windows_at(self.series[model].values, starts, self.spec.window_rows)
+        return shape(self.scaling.apply(np.full(len(starts), model), windows))
+
+    def lesson(self, members: Int64s) -> Lesson:
+        """Of the network of some models: of one, all that it has; of several, a sample of each."""
+        if len(members) == 1:
+            model = int(members[0])
+            rows = self.scaling.apply(model, self.series[model].values)
+            random = self._generator(int(self.hashes[model]))
+            return Lesson(random, rows, self.parts[model].train, self.parts[model].held_out)
+        series, parts = [self.series[i] for i in members], [self.parts[i] for i in members]
+        pooled = pool(series, parts, self.spec.window_rows)
+        first = int(self.hashes[members[0]])
+        return self._pooled_lesson(pooled, members[pooled.of], self._generator(_SHARED_KEY, first))
+
+    def fallback_lesson(self) -> Lesson:
+        """Windows of all series, those without a model of their own as well, in the fallback's units."""
+        models = np.full(len(self.pooled.of), len(self.series))
+        return self._pooled_lesson(self.pooled, models, self._generator(_SHARED_KEY))
+
+    def held_out(self, model: int) -> Windows:
+        """What a model is calibrated on."""
+        if model == len(self.series):
+            return _windows(self.pooled.windows[self.pooled.train :], model)
+        starts = evenly(self.parts[model].held_out, _CALIBRATION_WINDOWS)
+        return _windows(windows_at(self.series[model].values, starts, self.spec.window_rows), model)
+
+    def _pooled_lesson(self, pooled: Pool, models: Int64s, random: np.random.Generator) -> Lesson:
+        """Windows in the units of their models, laid end to end."""
+        rows = self.scaling.apply(models, pooled.windows).reshape(-1, len(self.spec.features))
+        starts = np.arange(len(models)) * self.spec.window_rows
+        return Lesson(random, rows, starts[: pooled.train], starts[pooled.train :])
+
+    def _generator(self, *key: int) -> np.random.Generator:
+        """A network's own randomness: the same whoever is trained beside it."""
+        return np.random.default_rng([self.spec.seed, *key])
 
 
 def _check(rows: Mapping[str, SeriesRows], spec: ModelSpec) -> None:
@@ -149,33 +211,8 @@ def _check(rows: Mapping[str, SeriesRows], spec: ModelSpec) -> None:
         )
 
 
-def _own_model(rows: Mapping[str, SeriesRows], spec: ModelSpec, bound: int) -> list[str]:
-    """The series with networks of their own: enough rows, longest history first, then by name."""
-    length = {name: usable_rows(each.segment, spec.window_rows) for name, each in rows.items()}
-    enough = [name for name in rows if length[name] >= rows_needed(spec)]
-    return sorted(enough, key=lambda name: (-length[name], name))[:bound]
-
-
-def _training_end(parts: Split, spec: ModelSpec) -> int:
-    """One past the last row that training sees."""
-    return int(parts.train[-1]) + spec.window_rows
-
-
-def _generator(spec: ModelSpec, key: int) -> np.random.Generator:
-    """A network's own randomness: the same whoever is trained beside it."""
-    return np.random.default_rng([spec.seed, key])
-
-
-def _pooled_lesson(pooled: Pool, spec: ModelSpec, scaling: Scaling) -> Lesson:
-    """The fallback's lesson: its windows laid end to end."""
-    both = np.concatenate([pooled.train, pooled.held_out]).reshape(-1, len(spec.features))
-    starts = np.arange(len(pooled.train) + len(pooled.held_out)) * spec.window_rows
-    return Lesson(
-        _generator(spec, _FALLBACK_KEY),
-        scaling.apply(-1, both),
-        starts[: len(pooled.train)],
-        starts[len(pooled.train) :],
-    )
+def _usable(rows: SeriesRows, spec: ModelSpec) -> int:
+    return usable_rows(rows.segment, spec.window_rows)
 
 
 def _train_all(
@@ -220,14 +257,14 @@ def _calibrate(errors: Errors) -> Float64s:
     return np.array([*moments, len(errors.window)])
 
 
-def _canary(stack: Stack, held_out: Sequence[Float64s]) -> Canary:
+def _canary(stack: Stack, held_out: Callable[[int], Windows], models: int) -> Canary:
     """A few windows and their errors, over models evenly spaced, the fallback among them."""
-    models = np.unique(np.linspace(0, len(held_out) - 1, CANARY_WINDOWS).round().astype(np.int64))[::-1]
-    parts = [_windows(held_out[model][:1], model) for model in models]
+    chosen = np.unique(np.linspace(0, models - 1, CANARY_WINDOWS).round().astype(np.int64))[::-1]
+    parts = [held_out(model) for model in chosen.tolist()]
     windows = Windows(
-        np.concatenate([part.tail for part in parts]),
-        np.concatenate([part.anchor for part in parts]),
-        np.concatenate([part.model for part in parts]),
+        np.concatenate([part.tail[:1] for part in parts]),
+        np.concatenate([part.anchor[:1] for part in parts]),
+        np.concatenate([part.model[:1] for part in parts]),
     )
     errors = stack.score(windows)
     return Canary(windows, np.stack([errors.window, errors.last], axis=1))

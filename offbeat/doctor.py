@@ -282,5 +282,6 @@ def _bundle(config: Config, name: str, bundle_id: str | None) -> Iterator[Findin
         Level.OK,
         about,
         f"model {bundle_id[:12]} of {bundle.manifest.created_at} is sound and fits "
-        f"({bundle.manifest.models - 1:,} series of their own and the shared one)",
+        f"({bundle.manifest.models - 1:,} series, networks of their own or of cohorts: "
+        f"{bundle.manifest.networks - 1:,}, and the shared one)",
     )

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from itertools import islice
 
 from models import ModelSpec, StackScorer, learning
+from models.bundle import Owner
 from models.history import Batches, Part
 from models.learning import OnStep, Source
 from models.spec import model_spec
@@ -28,13 +29,13 @@ class SeriesLearned:
     """One series of a trained bundle.
 
     Attributes:
-        own_model: whether it has a model of its own, else the shared fallback judges it.
+        network: that judges it: its own, its cohort's, or the shared fallback's.
         rows: it was learned from.
         error, error_sd: mean and standard deviation of the error on rows held out.
     """
 
     series: str
-    own_model: bool
+    network: Owner
     rows: int
     error: float
     error_sd: float
@@ -42,7 +43,12 @@ class SeriesLearned:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What came of training; ``frozen`` rows were left out because silences say so."""
+    """What came of training.
+
+    Attributes:
+        frozen: rows left out because silences say so.
+        cohorts: networks that several series share, besides the fallback's.
+    """
 
     stream: str
     bundle_id: str
@@ -53,6 +59,7 @@ class Learned:
     frozen: int
     bins: dict[str, int]
     spec: ModelSpec
+    cohorts: int
     series: list[SeriesLearned]
     fallback_error: float
     fallback_error_sd: float
@@ -132,7 +139,7 @@ def learn(
 
     names = sorted(history.series)
     found = StackScorer(bundle).assign(names)
-    fallback = bundle.calibration[-1]
+    fallback, owners = bundle.calibration[-1], bundle.owners()
     return Learned(
         stream=stream,
         bundle_id=bundle_id,
@@ -143,10 +150,11 @@ def learn(
         frozen=history.frozen,
         bins=history.bins,
         spec=bundle.manifest.spec,
+        cohorts=bundle.manifest.networks - 1 - owners.count("own"),
         series=[
             SeriesLearned(
                 name,
-                own_model=bool(model < len(bundle.hashes)),
+                network=owners[model],
                 rows=len(history.series[name].segment),
                 error=float(calibration[0]),
                 error_sd=float(calibration[1]),

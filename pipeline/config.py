@@ -219,6 +219,9 @@ class Events(Section):
         return self.gap if self.gap is not None else (5 * self.every if self.every is not None else None)
 
 
+Scope = Literal["series", "cohort", "global"]
+
+
 class Model(Section):
     """The autoencoder of a stream."""
 
@@ -230,6 +233,13 @@ class Model(Section):
         None, description="widths between input and code; the decoder mirrors them; default: from the input"
     )
     code: int | None = Field(None, ge=1, le=1024, description="width of the middle; default: from the input")
+    scope: Scope = Field(
+        "series",
+        description="who shares a network: no series up to `max_models` and cohorts beyond, cohorts, or all",
+    )
+    max_models: int = Field(
+        1_000, ge=0, le=100_000, description="scope series: so many get a network of their own at most"
+    )
 
 
 class _Rolling(Section):
@@ -290,12 +300,17 @@ class AlertRules(Section):
     raise_most: float = Field(0.2, ge=0, le=10, description="and all of them together by no more than this")
 
 
+Device = Literal["auto", "cpu", "cuda"]
+
+
 class Training(Section):
     """What the models learn from."""
 
     rows: int = Field(10_000, ge=64, le=10_000_000, description="at most so many rows of a series")
     steps: int = Field(1_200, ge=1, le=1_000_000, description="optimiser steps at most")
     seed: int = Field(0, ge=0)
+    device: Device = Field("auto", description="`cuda`: a GPU; `auto`: one where there is one, else the CPU")
+    threads: int = Field(1, ge=1, le=256, description="CPU threads that train, each some of the networks")
 
 
 class Stream(Section):

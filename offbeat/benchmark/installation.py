@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from models import Registry, SeriesRows, train
 from models.spec import model_spec
-from pipeline.config import Config
+from pipeline.config import Config, Scope
 from producers.synthetic import Synthetic, SyntheticOptions
 
 WINDOW = 32
 STACKED = 1_000
-SCOPES = {"shared": 0, "stacked": STACKED}
-"""The streams, which differ by the number of series that have a model of their own."""
+SCOPES: Final[dict[str, Scope]] = {"shared": "global", "stacked": "series"}
+"""The streams, which differ by who shares a network: all series, or none of the ``STACKED``."""
 
 MOST_SERIES = 2_000_000
 _TRAINING_ROWS, _TRAINING_STEPS = 512, 50
@@ -105,7 +106,7 @@ def teach(config: Config) -> None:
     """Train a bundle of few steps for each stream, as large as any; those that are there are kept."""
     features = len(config.stream("shared").feature_names)
     rows = _history(features)
-    for name, models in SCOPES.items():
+    for name, scope in SCOPES.items():
         if Registry(config.registry).bundles(name):
             continue
         bundle = train(
@@ -113,7 +114,8 @@ def teach(config: Config) -> None:
             model_spec(config.stream(name)),
             source={"rows": "made up"},
             created_at="2026-01-01T00:00:00Z",
-            max_series_models=models,
+            scope=scope,
+            max_models=STACKED,
         )
         Registry(config.registry).save(name, bundle)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 _SERIES_SHOWN = 12
 _SHARED = "(any other)"
+_MODELS = {"own": "own model", "cohort": "cohort's", "fallback": "shared model"}
 _LOST = {
     "dead_lettered": "could not be read",
     "late": "came too late",
@@ -200,7 +202,8 @@ def _freezes(control: Control, name: str) -> Sequence[Standing]:
 
 def _tell(learned: Learned, seconds: float) -> None:
     """What was learned, as a person would ask for it."""
-    own = sum(each.own_model for each in learned.series)
+    whose = Counter(each.network for each in learned.series)
+    cohorts = f", {whose['cohort']:,} in {counted(learned.cohorts, 'cohort')}" if learned.cohorts else ""
     typer.echo(
         f"learned from {learned.rows:,} rows of {len(learned.series):,} series "
         f"({learned.records:,} records) in {seconds:.0f} s"
@@ -212,16 +215,16 @@ def _tell(learned: Learned, seconds: float) -> None:
         typer.echo("not used: " + ", ".join(unused))
     widths = "-".join(map(str, learned.spec.widths()))
     typer.echo(
-        f"models: {own:,} series with a model of their own, one shared model for all others; "
+        f"models: {whose['own']:,} series with a model of their own{cohorts}, "
+        "one shared model for all others; "
         f"windows of {learned.spec.window_rows} rows x {len(learned.spec.features)} features, layers {widths}"
     )
     typer.echo("error on rows held out (where thresholds start):")
     shown = learned.series[:_SERIES_SHOWN]
     width = max([len(each.series) for each in shown] + [len(_SHARED)])
     for each in shown:
-        model = "own model" if each.own_model else "shared model"
         typer.echo(
-            f"  {each.series:<{width}}  {each.rows:>9,} rows  {model:<12}  "
+            f"  {each.series:<{width}}  {each.rows:>9,} rows  {_MODELS[each.network]:<12}  "
             f"{each.error:.4f} ± {each.error_sd:.4f}"
         )
     if len(learned.series) > len(shown):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from replaying import SPEC, waves
+from machines import SPEC, waves
 
 from models import Bundle, ModelSpec, SeriesRows, train
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from models import ModelSpec, SeriesRows
+from models import SeriesRows
 from models.history import Batches
 from pipeline.config import Stream
 from pipeline.records import RecordBatch, TopicPartition
@@ -16,15 +16,6 @@ FEATURES = ("load", "heat")
 EVERY_S = 60.0
 START_S = 1_767_225_600.0
 PARTITION = TopicPartition("readings", 0)
-SPEC = ModelSpec(features=FEATURES, window_rows=8, seed=3, steps=400)
-
-
-def waves(seed: int, level: float, rows: int = 400) -> SeriesRows:
-    """A noisy sine and its delayed double, around a level."""
-    random = np.random.default_rng(seed)
-    angle = np.arange(rows) * 2 * np.pi / 12
-    values = np.stack([np.sin(angle), 2 * np.sin(angle - 1)], axis=1) + random.normal(0, 0.05, (rows, 2))
-    return SeriesRows(values + level, np.zeros(rows, np.int32))
 
 
 def stream(*, rules: object = None, **events: object) -> Stream:

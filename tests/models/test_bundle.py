@@ -97,7 +97,7 @@ def test_the_manifest_says_what_a_person_asks(saved: Path) -> None:
     assert document["spec"]["features"] == ["load", "heat"]
     assert document["spec"]["hidden"] == [8]
     assert document["spec"]["code"] == 2
-    assert document["models"] == 3
+    assert (document["models"], document["networks"]) == (3, 3)
     assert document["source"]["topic_id"] == "t1"
     assert document["versions"]["torch"] == torch.__version__
 
@@ -211,9 +211,12 @@ def test_a_file_larger_than_its_shapes_is_refused_unread(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"schema": 2}, "has schema 2"),
+        ({"schema": 1}, "has schema 1"),
         ({"models": 0}, "at least the fallback"),
         ({"models": 4}, r"not float64\[4, 2\]"),
+        ({"networks": 0}, "0 networks for 3 models"),
+        ({"networks": 4}, "4 networks for 3 models"),
+        ({"networks": 2}, r"not float32\[2, 16, 8\]"),
         ({"models": "many"}, "cannot be read"),
         ({"extra": 1}, "cannot be read"),
         ({"files": {}}, "names files"),
@@ -251,6 +254,8 @@ def spoil(name: str, index: object, value: float) -> Callable[[dict[str, Any]], 
         (spoil("calibration", (0, 1), 0), "not above 0"),
         (spoil("series", slice(None), 7), "rising order"),
         (spoil("canary.model", 0, 3), "canary names a model"),
+        (spoil("network", 0, 3), "names a network that is not there"),
+        (spoil("network", 1, -1), "names a network that is not there"),
         (spoil("weight.0", slice(None), 0.7), "canary's errors differ"),
         (lambda arrays: arrays.pop("bias.0"), "other tensors"),
         (lambda arrays: arrays.update(more=np.zeros(1)), "other tensors"),

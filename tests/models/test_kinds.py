@@ -257,7 +257,7 @@ def test_errors_of_any_kind_are_those_of_the_definition(kind: str, models: np.nd
     windows = Windows(tail, random.normal(0, 2, (len(models), FEATURES)), models.astype(np.int32))
     scaling = Scaling(random.normal(size=(SEEDS, FEATURES)), random.uniform(0.5, 2, (SEEDS, FEATURES)))
 
-    errors = Stack(trained(kind), scaling).score(windows)
+    errors = Stack(trained(kind), scaling, np.arange(len(scaling.median), dtype=np.int32)).score(windows)
 
     np.testing.assert_allclose(
         errors.window, by_definition(trained(kind), scaling, windows), rtol=0, atol=2e-6

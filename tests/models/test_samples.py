@@ -61,5 +61,5 @@ def test_the_fallbacks_sample_takes_part_of_every_series_and_holds_out_whole_sho
 
     pooled = pool(series, [split(each.segment, 8) for each in series], 8)
 
-    assert sorted(set(pooled.held_out[:, 0, 0])) == [4.0, 9.0]
-    assert sorted(set(pooled.train[:, 0, 0])) == [0.0, 1.0, 2.0, 3.0, 5.0, 6.0, 7.0, 8.0]
+    assert sorted(set(pooled.windows[pooled.train :, 0, 0])) == [4.0, 9.0]
+    assert sorted(set(pooled.windows[: pooled.train, 0, 0])) == [0.0, 1.0, 2.0, 3.0, 5.0, 6.0, 7.0, 8.0]

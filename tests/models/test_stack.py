@@ -17,6 +17,7 @@ from models.stack import Stack, _blocks
 from pipeline.ports import Scorer, Windows
 
 MODELS, ROWS, FEATURES = 40, 4, 3
+ONE = np.zeros(1, np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,8 @@ def stack() -> Stack:
     random = np.random.default_rng(0)
     generators = [np.random.default_rng(i) for i in range(MODELS)]
     scaling = Scaling(random.normal(size=(MODELS, FEATURES)), random.uniform(0.5, 2, (MODELS, FEATURES)))
-    return Stack(Autoencoder.initial((ROWS * FEATURES, 6, 2, 6, ROWS * FEATURES), generators), scaling)
+    network = Autoencoder.initial((ROWS * FEATURES, 6, 2, 6, ROWS * FEATURES), generators)
+    return Stack(network, scaling, np.arange(MODELS, dtype=np.int32))
 
 
 def some_windows(models: np.ndarray) -> Windows:
@@ -55,7 +57,7 @@ def test_its_kernel_is_compiled_before_records_wait_for_it(
     shapes: list[tuple[int, ...]] = []
     monkeypatch.setattr(autoencoder, "tanh", lambda values: shapes.append(values.shape))
 
-    Stack(stack.network, stack.scaling)
+    Stack(stack.network, stack.scaling, stack.network_of)
 
     assert shapes
 
@@ -177,7 +179,7 @@ def test_a_neighbour_of_any_size_changes_nothing(stack: Stack) -> None:
 
 
 @given(st.lists(st.integers(0, 90_000), min_size=1, max_size=300), st.integers(1, 100))
-def test_blocks_hold_every_row_and_each_under_its_own_model(models: list[int], per_block: int) -> None:
+def test_blocks_hold_every_row_and_each_under_its_own_network(models: list[int], per_block: int) -> None:
     model = np.array(models, np.int32)
 
     seen: set[int] = set()
@@ -191,7 +193,7 @@ def test_blocks_hold_every_row_and_each_under_its_own_model(models: list[int], p
 
 def test_a_spread_however_small_gives_numbers() -> None:
     network = Autoencoder.initial((4, 1, 4), [np.random.default_rng(0)])
-    stack = Stack(network, Scaling(np.zeros((1, 2)), np.full((1, 2), 1e-300)))
+    stack = Stack(network, Scaling(np.zeros((1, 2)), np.full((1, 2), 1e-300)), ONE)
     windows = Windows(np.ones((1, 2, 2), np.float32), np.array([[0.0, 1e308]]), np.zeros(1, np.int32))
 
     assert np.isfinite(stack.score(windows).window).all()
@@ -203,7 +205,7 @@ def test_input_is_clipped_at_five_and_target_at_fifty() -> None:
     network = Autoencoder.initial((2, 1, 2), [np.random.default_rng(0)])
     for tensor in network.tensors():
         tensor.zero_()
-    stack = Stack(network, Scaling(np.zeros((1, 1)), np.ones((1, 1))))
+    stack = Stack(network, Scaling(np.zeros((1, 1)), np.ones((1, 1))), ONE)
     tail = np.array([0, 20, 70], np.float32).repeat(2).reshape(3, 2, 1)
 
     errors = stack.score(Windows(tail, np.zeros((3, 1)), np.zeros(3, np.int32)))
@@ -219,8 +221,8 @@ def test_input_is_clipped_at_five_and_target_at_fifty() -> None:
 def test_a_far_level_costs_no_precision() -> None:
     """Unix times in nanoseconds have no room in float32; the offset is taken in float64."""
     network = Autoencoder.initial((8, 2, 8), [np.random.default_rng(0)])
-    near = Stack(network, Scaling(np.zeros((1, 1)), np.ones((1, 1))))
-    far = Stack(network, Scaling(np.full((1, 1), 1.7e18), np.ones((1, 1))))
+    near = Stack(network, Scaling(np.zeros((1, 1)), np.ones((1, 1))), ONE)
+    far = Stack(network, Scaling(np.full((1, 1), 1.7e18), np.ones((1, 1))), ONE)
     tail = np.random.default_rng(1).normal(size=(5, 8, 1)).astype(np.float32)
 
     at_zero = near.score(Windows(tail, np.zeros((5, 1)), np.zeros(5, np.int32)))
@@ -275,7 +277,7 @@ def test_a_perfect_reconstruction_is_explained_by_all_features_alike() -> None:
     network = Autoencoder.initial((4, 1, 4), [np.random.default_rng(0)])
     for tensor in network.tensors():
         torch.nn.init.zeros_(tensor)
-    stack = Stack(network, Scaling(np.zeros((1, 2)), np.ones((1, 2))))
+    stack = Stack(network, Scaling(np.zeros((1, 2)), np.ones((1, 2))), ONE)
 
     why = stack.explain(Windows(np.zeros((1, 2, 2), np.float32), np.zeros((1, 2)), np.zeros(1, np.int32)))
 

@@ -253,22 +253,6 @@ def test_many_short_series_make_a_fallback_and_nothing_else(spec: ModelSpec) -> 
     assert StackScorer(bundle).assign(["s1"]).model.tolist() == [0]
 
 
-def test_the_bound_on_networks_keeps_the_longest_histories(
-    history: dict[str, SeriesRows], spec: ModelSpec
-) -> None:
-    longest = SeriesRows(np.tile(history["pump-1"].values, (2, 1)), np.zeros(800, np.int32))
-
-    bundle = train(
-        {**history, "z": longest},
-        replace(spec, steps=1),
-        source={},
-        created_at=WHEN,
-        max_series_models=1,
-    )
-
-    assert StackScorer(bundle).assign(["z", "pump-1", "pump-2"]).model.tolist() == [0, 1, 1]
-
-
 @pytest.mark.parametrize("values", [np.zeros((300, 3)), np.full((300, 2), np.nan)])
 def test_rows_that_do_not_fit_are_refused(spec: ModelSpec, values: np.ndarray) -> None:
     with pytest.raises(ValueError, match="series 's'"):

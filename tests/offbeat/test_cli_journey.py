@@ -142,7 +142,7 @@ def test_training_tells_what_it_learned_and_replaces_the_bundle(installation: In
 
     assert first["rows"] == 598  # the last two cells are still open
     assert first["series"][0]["series"] == "unit-a"
-    assert first["series"][0]["own_model"] is True
+    assert (first["series"][0]["network"], first["cohorts"]) == ("own", 0)
     assert second["predecessor"] == first["bundle_id"]
     assert second["rows"] == second["rows_limit"] == 300
     assert "400 rows of 1 series (600 records)" in told

@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models import companions
 from models.autoencoder import Autoencoder
 from models.bundle import CANARY_WINDOWS, Bundle, Canary, seal, series_hash
 from models.cohorts import divide, shape
-from models.fitting import Lesson, device_for, fit
+from models.fitting import Check, Lesson, device_for, fit
 from models.samples import (
     Int64s,
     Pool,
     SeriesRows,
     Split,
+    as_windows,
     evenly,
     pool,
     split,
@@ -32,6 +34,7 @@ from models.samples import (
 from models.scaling import Scaling
 from models.spec import ModelSpec
 from models.stack import Stack
+from pipeline.companions import Companions
 from pipeline.config import TRAINING_WINDOWS, Device, Scope
 from pipeline.errors import TooFewRows
 from pipeline.ports import Errors, Float32s, Float64s, Windows
@@ -39,8 +42,8 @@ from pipeline.ports import Errors, Float32s, Float64s, Windows
 _CALIBRATION_WINDOWS: Final = 1_024
 _NETWORKS_AT_ONCE: Final = {"cpu": 128, "cuda": 4_096}
 """By device: so many that an operator costs little by itself, and that fit a cache, or memory."""
-_News: TypeAlias = tuple[int, float, int, float] | Future[Autoencoder]
-"""Of a block: its number, share of steps done, networks finished and held-out loss; or that it is done."""
+_News: TypeAlias = tuple[int, Check] | Future[Autoencoder]
+"""Of a block: its number and how far it is; or that it is done."""
 
 _SHAPE_WINDOWS: Final = 64  # by which a series is put into a cohort
 _SHARED_KEY: Final = 0  # of networks that no single series names
@@ -54,13 +57,25 @@ class Progress:
         fraction: of the work there is at most, 0 to 1.
         finished: networks that are done.
         networks: all of them, the fallback included.
-        held_out_loss: mean over the networks at work or finished, each in its best moment so far.
+        first: the first of those that were checked, which are numbered in the bundle's order.
+        check: how they are doing.
     """
 
     fraction: float
     finished: int
     networks: int
-    held_out_loss: float
+    first: int
+    check: Check
+
+    @property
+    def loss(self) -> float:
+        """Mean over the networks that still learn, on the rows they learn from."""
+        return float(np.nanmean(self.check.loss))
+
+    @property
+    def held_out_loss(self) -> float:
+        """Mean over the networks that were checked, each in its best moment so far."""
+        return float(self.check.best_loss.mean())
 
 
 def rows_needed(spec: ModelSpec) -> int:
@@ -123,6 +138,7 @@ def train(
         network_of=network_of,
         scaling=learned.scaling,
         calibration=np.stack([_calibrate(each) for each in errors]),
+        companions=learned.companions(),
         hashes=learned.hashes,
         canary=_canary(stack, learned.held_out, len(network_of)),
         source=source,
@@ -189,9 +205,14 @@ class _Learned:
     def held_out(self, model: int) -> Windows:
         """What a model is calibrated on."""
         if model == len(self.series):
-            return _windows(self.pooled.windows[self.pooled.train :], model)
+            return _of(self.pooled.windows[self.pooled.train :], model)
         starts = evenly(self.parts[model].held_out, _CALIBRATION_WINDOWS)
-        return _windows(windows_at(self.series[model].values, starts, self.spec.window_rows), model)
+        return _of(windows_at(self.series[model].values, starts, self.spec.window_rows), model)
+
+    def companions(self) -> Companions:
+        """What all rows, those held out as well, leave to the companions of each model."""
+        pooled = self.pooled.windows.reshape(-1, len(self.spec.features))
+        return companions.learn(self.scaling, self.series, pooled, self.spec.window_rows)
 
     def _pooled_lesson(self, pooled: Pool, models: Int64s, random: np.random.Generator) -> Lesson:
         """Windows in the units of their models, laid end to end."""
@@ -248,10 +269,10 @@ def _train_all(
     over = threading.Event()
 
     def work(number: int) -> Autoencoder:
-        def report(share: float, finished: int, loss: float) -> None:
+        def report(check: Check) -> None:
             if over.is_set():
                 raise _Over
-            news.put((number, share, finished, loss))
+            news.put((number, check))
 
         return fit(blocks[number], spec, report, device)
 
@@ -271,39 +292,29 @@ def _train_all(
 def _follow(
     news: SimpleQueue[_News], networks: Sequence[int], on_progress: Callable[[Progress], None]
 ) -> None:
-    """Tell how far all blocks together are, until each is done; raises what ends one of them."""
-    of = np.array(networks)
-    share, finished, loss = np.zeros((3, len(of)))
-    begun, left = np.zeros(len(of), bool), len(of)
+    """Tell how far blocks of so many networks are, until each is done; raises what ends one of them."""
+    of, first = np.array(networks), np.cumsum([0, *networks])
+    share, finished = np.zeros(len(of)), np.zeros(len(of), np.int64)
+    left = len(of)
     while left:
         new = news.get()
         if isinstance(new, Future):
             new.result()
             left -= 1
             continue
-        number, share[number], finished[number], loss[number] = new
-        begun[number] = True
-        on_progress(
-            Progress(
-                float(share @ of / of.sum()),
-                int(finished.sum()),
-                int(of.sum()),
-                float(loss @ of / (begun @ of)),
-            )
-        )
+        number, check = new
+        share[number], finished[number] = check.share, check.finished
+        done = float(share @ of / of.sum())
+        on_progress(Progress(done, int(finished.sum()), int(of.sum()), int(first[number]), check))
 
 
 class _Over(Exception):  # noqa: N818 - not an error: nobody waits for this block any longer
     """Ends the training of a block."""
 
 
-def _windows(raw: Float64s, model: int) -> Windows:
-    """Raw windows float64[n, W, F] as the detect step hands them over."""
-    anchor = raw[:, -1].copy()
-    largest = float(np.finfo(np.float32).max)
-    with np.errstate(over="ignore"):  # differences near the end of float64 are clipped like any other
-        tail = (raw - anchor[:, None]).clip(-largest, largest).astype(np.float32)
-    return Windows(tail, anchor, np.full(len(raw), model, np.int32))
+def _of(raw: Float64s, model: int) -> Windows:
+    """Raw windows float64[n, W, F] of one model."""
+    return as_windows(raw, np.full(len(raw), model, np.int32))
 
 
 def _calibrate(errors: Errors) -> Float64s:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,12 @@ from pipeline.records import (
     TopicPartition,
     TopicSpec,
 )
+
+if TYPE_CHECKING:
+    from pipeline.companions import Seeds
+
+if TYPE_CHECKING:
+    from pipeline.companions import Seeds
 
 Float32s = NDArray[np.float32]
 Float64s = NDArray[np.float64]
@@ -218,6 +224,53 @@ class StateStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A hold of a piece of work.
+
+    Attributes:
+        work: its name.
+        holder: told from all others who ever held it.
+        token: above that of every hold before; what is written under a lower one comes too late.
+    """
+
+    work: str
+    holder: str
+    token: int
+
+
+class Leases(Protocol):
+    """Pieces of work that one program does at a time, each for as long as it says in advance.
+
+    Promises: one holder at a time by the store's clock; tokens rise. Leaves out that a holder notices in time
+    that it is none any more: whoever takes what it writes must compare tokens.
+    """
+
+    def take(self, work: str, length_s: float) -> Lease | None:
+        """Hold a piece of work for so long; None while somebody else does.
+
+        Raises:
+            StoreDown: not reachable now; the work may be held until the time is over.
+        """
+        ...
+
+    def keep(self, lease: Lease, length_s: float) -> bool:
+        """Hold it for so long from now on; False where somebody took it since.
+
+        Raises:
+            StoreDown: not reachable now; the hold may end.
+        """
+        ...
+
+    def give(self, lease: Lease) -> None:
+        """Hold it no longer; nothing happens where somebody took it since.
+
+        Raises:
+            StoreDown: not reachable now; it is free when its time is over.
+        """
+        ...
+
+
 class Snapshots(Protocol):
     """Copies of partitions' states beside the store, for when it is lost, and for replays.
 
@@ -309,10 +362,12 @@ class Calibrated:
         model: int32[n]; index of a stacked model, or of the shared fallback.
         calibration: float64[n, 5]: mean and standard deviation of the window error, the same of the last
             row's error, and the number of held-out rows they were measured on.
+        seeds: what the bundle knows of the rows of all its models, by model; the same object each time.
     """
 
     model: Int32s
     calibration: Float64s
+    seeds: Seeds
 
 
 class Scorer(Protocol):

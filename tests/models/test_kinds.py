@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models import Autoencoder, ModelSpec, SeriesRows, kinds, load, save, train
-from models.fitting import Lesson, fit
+from models.fitting import Check, Lesson, fit
 from models.kinds import _ACTIVITY, _CONTRACTION, KINDS, misfit
 from models.samples import split
 from models.scaling import Scaling
@@ -52,7 +52,7 @@ SEEN = windows_of(lambda each: each.train)
 HELD_OUT = windows_of(lambda each: each.held_out)
 
 
-def nothing(_share: float, _finished: int, _loss: float) -> None: ...
+def nothing(_: Check) -> None: ...
 
 
 FREED_BY = {"sparse": "_ACTIVITY_WEIGHT", "variational": "_DECODER_VARIANCE"}
@@ -257,7 +257,7 @@ def test_errors_of_any_kind_are_those_of_the_definition(kind: str, models: np.nd
     windows = Windows(tail, random.normal(0, 2, (len(models), FEATURES)), models.astype(np.int32))
     scaling = Scaling(random.normal(size=(SEEDS, FEATURES)), random.uniform(0.5, 2, (SEEDS, FEATURES)))
 
-    errors = Stack(trained(kind), scaling, np.arange(SEEDS, dtype=np.int32)).score(windows)
+    errors = Stack(trained(kind), scaling, np.arange(len(scaling.median), dtype=np.int32)).score(windows)
 
     np.testing.assert_allclose(
         errors.window, by_definition(trained(kind), scaling, windows), rtol=0, atol=2e-6

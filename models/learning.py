@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from models.blocks import Progress
 from models.bundle import Bundle, attach
 from models.episodes import LeftOut
 from models.history import Batches, History, Part, gather, topic_bounds, topic_source
@@ -14,7 +15,7 @@ from models.page import html
 from models.report import Report
 from models.reporting import make
 from models.spec import ModelSpec
-from models.training import Progress, train
+from models.training import train
 from pipeline.detect import Detector
 from pipeline.errors import TooFewRows
 from pipeline.figures import lasting

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.blocks import Progress
 from models.fitting import Check
-from models.training import Progress
 from pipeline.ports import Float32s
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from models import companions
-from models.autoencoder import Autoencoder
+from models.blocks import Progress, fit_blocks
 from models.bundle import CANARY_WINDOWS, Bundle, Canary, seal, series_hash
 from models.cohorts import divide, shape
-from models.fitting import Check, Lesson, device_for, fit
+from models.fitting import Lesson, device_for
 from models.samples import (
     Int64s,
     Pool,
@@ -40,42 +36,8 @@ from pipeline.errors import TooFewRows
 from pipeline.ports import Errors, Float32s, Float64s, Windows
 
 _CALIBRATION_WINDOWS: Final = 1_024
-_NETWORKS_AT_ONCE: Final = {"cpu": 128, "cuda": 4_096}
-"""By device: so many that an operator costs little by itself, and that fit a cache, or memory."""
-_News: TypeAlias = tuple[int, Check] | Future[Autoencoder]
-"""Of a block: its number and how far it is; or that it is done."""
-
 _SHAPE_WINDOWS: Final = 64  # by which a series is put into a cohort
 _SHARED_KEY: Final = 0  # of networks that no single series names
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far training is.
-
-    Attributes:
-        fraction: of the work there is at most, 0 to 1.
-        finished: networks that are done.
-        networks: all of them, the fallback included.
-        first: the first of those that were checked, which are numbered in the bundle's order.
-        check: how they are doing.
-    """
-
-    fraction: float
-    finished: int
-    networks: int
-    first: int
-    check: Check
-
-    @property
-    def loss(self) -> float:
-        """Mean over the networks that still learn, on the rows they learn from."""
-        return float(np.nanmean(self.check.loss))
-
-    @property
-    def held_out_loss(self) -> float:
-        """Mean over the networks that were checked, each in its best moment so far."""
-        return float(self.check.best_loss.mean())
 
 
 def rows_needed(spec: ModelSpec) -> int:
@@ -126,7 +88,7 @@ def train(
     for number, members in enumerate(groups):
         network_of[members] = number
     lessons = [learned.lesson(members) for members in groups]
-    network = _train_all(
+    network = fit_blocks(
         [*lessons, learned.fallback_lesson()], spec, device_for(device), threads, on_progress
     )
 
@@ -250,66 +212,6 @@ def _check(rows: Mapping[str, SeriesRows], spec: ModelSpec) -> None:
 
 def _usable(rows: SeriesRows, spec: ModelSpec) -> int:
     return usable_rows(rows.segment, spec.window_rows)
-
-
-def _train_all(
-    lessons: Sequence[Lesson],
-    spec: ModelSpec,
-    device: torch.device,
-    threads: int,
-    on_progress: Callable[[Progress], None],
-) -> Autoencoder:
-    """Train in blocks of networks, each by one of the threads; the caller's own tells how far they are.
-
-    Threads that train blocks of their own wait for nobody, as those would that share each product.
-    """
-    at_once = _NETWORKS_AT_ONCE[device.type]
-    blocks = [lessons[first : first + at_once] for first in range(0, len(lessons), at_once)]
-    news: SimpleQueue[_News] = SimpleQueue()
-    over = threading.Event()
-
-    def work(number: int) -> Autoencoder:
-        def report(check: Check) -> None:
-            if over.is_set():
-                raise _Over
-            news.put((number, check))
-
-        return fit(blocks[number], spec, report, device)
-
-    with ThreadPoolExecutor(threads, "training") as workers:
-        works = [workers.submit(work, number) for number in range(len(blocks))]
-        try:
-            for each in works:
-                each.add_done_callback(news.put)
-            _follow(news, [len(block) for block in blocks], on_progress)
-        finally:
-            over.set()
-            for each in works:
-                each.cancel()
-    return Autoencoder.join([each.result() for each in works])
-
-
-def _follow(
-    news: SimpleQueue[_News], networks: Sequence[int], on_progress: Callable[[Progress], None]
-) -> None:
-    """Tell how far blocks of so many networks are, until each is done; raises what ends one of them."""
-    of, first = np.array(networks), np.cumsum([0, *networks])
-    share, finished = np.zeros(len(of)), np.zeros(len(of), np.int64)
-    left = len(of)
-    while left:
-        new = news.get()
-        if isinstance(new, Future):
-            new.result()
-            left -= 1
-            continue
-        number, check = new
-        share[number], finished[number] = check.share, check.finished
-        done = float(share @ of / of.sum())
-        on_progress(Progress(done, int(finished.sum()), int(of.sum()), int(first[number]), check))
-
-
-class _Over(Exception):  # noqa: N818 - not an error: nobody waits for this block any longer
-    """Ends the training of a block."""
 
 
 def _of(raw: Float64s, model: int) -> Windows:

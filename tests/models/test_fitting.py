@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import Autoencoder, ModelSpec, Progress, SeriesRows, fitting, gradients, train
-from models import training as module
+from models import Autoencoder, ModelSpec, Progress, SeriesRows, blocks, fitting, gradients, train
 from models.fitting import CPU, Check, Lesson, _Windows, device_for, fit
 from models.gradients import mean_huber, tangent
 from models.samples import split
@@ -82,10 +81,10 @@ def test_a_finished_network_is_out_of_the_stack(monkeypatch: pytest.MonkeyPatch)
     fit(few, spec, check)
 
     each_check = fitting._CHECK_STEPS + 2
-    blocks = np.array(sizes).reshape(-1, each_check)
-    assert (blocks == blocks[:, :1]).all()
-    assert blocks[:, 0].tolist() == [4, *left[:-1]]
-    assert len(set(blocks[:, 0].tolist())) > 1
+    between = np.array(sizes).reshape(-1, each_check)
+    assert (between == between[:, :1]).all()
+    assert between[:, 0].tolist() == [4, *left[:-1]]
+    assert len(set(left)) > 1
 
 
 class TestGradients:
@@ -187,7 +186,7 @@ class TestThreads:
 
     @pytest.fixture(autouse=True)
     def small_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "_NETWORKS_AT_ONCE", {"cpu": 2})
+        monkeypatch.setattr(blocks, "_NETWORKS_AT_ONCE", {"cpu": 2})
 
     def test_the_same_bundle_comes_of_any_number_of_them(self) -> None:
         one, three = (
@@ -242,7 +241,7 @@ class TestThreads:
         def fail(*_: object) -> Autoencoder:
             raise MemoryError("no room")
 
-        monkeypatch.setattr(module, "fit", fail)
+        monkeypatch.setattr(blocks, "fit", fail)
 
         with pytest.raises(MemoryError, match="no room"):
             train(self.ROWS, self.FEW, source={}, created_at=WHEN, threads=2)

@@ -8,68 +8,38 @@ each way to set a rule. It wants the Numenta Anomaly Benchmark: a folder with `n
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from fnmatch import fnmatch
-from functools import partial
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+from labelled import (
+    HOUR_NS,
+    LEARNED,
+    ROOT,
+    DataSet,
+    Found,
+    Remembering,
+    Series,
+    Settings,
+    counted,
+    data_folder,
+    fired_ns,
+    nab,
+    train,
+    watch,
+    write_page,
+)
 
-import numpy as np  # noqa: E402 - the path comes first
-from numpy.typing import NDArray  # noqa: E402
+from models import StackScorer
+from pipeline.config import Ewma
+from pipeline.control import Decisions
 
-from models import Registry, StackScorer  # noqa: E402
-from models.history import Part  # noqa: E402
-from models.learning import Source  # noqa: E402
-from offbeat.training import learn  # noqa: E402
-from pipeline.alerts import nanoseconds  # noqa: E402
-from pipeline.config import Config, Ewma, Stream  # noqa: E402
-from pipeline.control import Decisions  # noqa: E402
-from pipeline.detect import Detector  # noqa: E402
-from pipeline.ports import Calibrated, Errors, Explanation, Windows  # noqa: E402
-from pipeline.records import RecordBatch, TopicPartition  # noqa: E402
-
-BEGIN, END = "<!-- written by make false-alarms -->", "<!-- until here -->"
-LEARNED, LEARNED_ROWS = 0.15, 750
-"""The benchmark's protocol: a detector may learn from this share of a series, and from no more rows."""
 DRAWS, SEED = 2_000, 0
-FOR_EVER, HOUR_NS, DAY_NS = "3650d", 3_600 * 10**9, 86_400 * 10**9
-
-Settings: TypeAlias = dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One file.
-
-    Attributes:
-        records: its rows as events; those below ``learned`` may be learned from.
-        time_ns: int64[rows].
-        windows: int64[windows, 2], the first and last times of each labelled one.
-        spread: a robust standard deviation of the values that may be learned from.
-    """
-
-    name: str
-    records: RecordBatch
-    learned: int
-    time_ns: NDArray[np.int64]
-    windows: NDArray[np.int64]
-    spread: float
-
-    @property
-    def days(self) -> float:
-        """From the first row that is watched to the last."""
-        return float(self.time_ns[-1] - self.time_ns[self.learned]) / DAY_NS
+FOR_EVER = "3650d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,49 +99,17 @@ VARIATIONS = (
 )
 
 
-class Remembering:
-    """A scorer that scores the same windows once: every variation judges the same errors."""
-
-    def __init__(self, scorer: StackScorer) -> None:
-        self._scorer, self._known = scorer, dict[bytes, Errors]()
-
-    def assign(self, series: Sequence[str]) -> Calibrated:
-        """See :class:`pipeline.ports.Scorer`."""
-        return self._scorer.assign(series)
-
-    def score(self, windows: Windows) -> Errors:
-        """See :class:`pipeline.ports.Scorer`."""
-        columns = (windows.tail, windows.anchor, windows.model)
-        key = blake2b(b"".join(each.tobytes() for each in columns)).digest()
-        if key not in self._known:
-            self._known[key] = self._scorer.score(windows)
-        return self._known[key]
-
-    def explain(self, windows: Windows) -> Explanation:
-        """See :class:`pipeline.ports.Scorer`."""
-        return self._scorer.explain(windows)
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What came of one variation on one series; delays in hours from the beginning of a window."""
-
-    alerts: int
-    false_alarms: int
-    delays: list[float]
-
-
 def main() -> int:
     """Measure, print the table, write the file and the page."""
     options = _options()
-    folder = os.environ.get("OFFBEAT_DATA")
-    if not folder:
-        print("no real data: set OFFBEAT_DATA to a folder with nab/", file=sys.stderr)
+    folder = data_folder("nab")
+    if folder is None:
         return 2
-    every = read(Path(folder) / "nab", options.series)
+    data = nab(folder / "nab", options.series)
+    every = data.every
     print(f"training on the first {LEARNED:.0%} of {len(every)} series", flush=True)
-    scorer = Remembering(train(every))
-    rows = [_row(each, [judge(each, one, scorer) for one in every], every) for each in VARIATIONS]
+    scorer = Remembering(StackScorer(train(data)))
+    rows = [_row(each, [judge(each, data, one, scorer) for one in every], every) for each in VARIATIONS]
     rows.insert(1, _by_chance(every, rows[0]["alerts_by_series"]))
     report = {
         "series": [each.name for each in every],
@@ -185,7 +123,7 @@ def main() -> int:
     options.output.write_text(json.dumps(report, indent=2) + "\n")
     print(f"written: {options.output}")
     if options.page:
-        write_page(options.page, table)
+        write_page(options.page, "false-alarms", table)
         print(f"written: {options.page}")
     return 0
 
@@ -200,89 +138,19 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read(folder: Path, pattern: str) -> list[Series]:
-    """The series of the benchmark whose file names fit a pattern."""
-    labels = json.loads((folder / "windows.json").read_text())
-    return [_series(folder, name, labels[name]) for name in sorted(labels) if fnmatch(name, pattern)]
-
-
-def _series(folder: Path, name: str, labels: list[list[str]]) -> Series:
-    with (folder / name).open(newline="") as file:
-        rows = [(_ns(row["timestamp"]), float(row["value"])) for row in csv.DictReader(file)]
-    times, values = np.array([time for time, _ in rows], np.int64), np.array([value for _, value in rows])
-    records = [
-        (None, json.dumps({"series": name, "time": time / 1e9, "value": value}).encode(), time // 10**6)
-        for time, value in rows
-    ]
-    learned = min(int(LEARNED * len(rows)), LEARNED_ROWS)
-    low, high = np.quantile(values[:learned], (0.25, 0.75))
-    return Series(
-        name,
-        RecordBatch.of(TopicPartition("nab", 0), 0, records),
-        learned,
-        times,
-        np.array([[_ns(first), _ns(last)] for first, last in labels], np.int64).reshape(-1, 2),
-        float(high - low) / 1.349 or float(values[:learned].std()),
-    )
-
-
-def _ns(text: str) -> int:
-    return nanoseconds(datetime.fromisoformat(text).replace(tzinfo=UTC))
-
-
-def stream(**sections: Any) -> Stream:  # noqa: ANN401 - whatever YAML holds
-    """A stream as it comes, but for some sections."""
-    return Stream.model_validate({"topic": "nab", "events": {"features": ["value"]}, **sections})
-
-
-def train(every: Sequence[Series]) -> StackScorer:
-    """What `offbeat train` makes of the rows that may be learned from."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = Config(registry=folder, streams={"nab": stream()})
-        batches = [partial(_learned, each) for each in every]
-        source = Source(batches, None, {"files": [each.name for each in every]})
-        part = Part(config.streams["nab"].training.rows)
-        learned = learn(config, "nab", source, part, _ignore, freezes=[], promote=_ignore)
-        return StackScorer(Registry(folder).load("nab", learned.bundle_id))
-
-
-def _learned(series: Series) -> Any:  # noqa: ANN401 - an iterator, as histories are read
-    return iter([series.records.before(series.learned)])
-
-
-def _ignore(_: object) -> None:
-    return None
-
-
-def judge(variation: Variation, series: Series, scorer: Remembering) -> Found:
+def judge(variation: Variation, data: DataSet, series: Series, scorer: Remembering) -> Found:
     """Run the detect step over all rows of a series; what fires in those learned from does not count.
 
     A window is found by an alert that fires within it; an alert that fires outside all of them is false.
     """
-    settings: Settings = dict(variation.settings)
+    settings = dict(variation.settings)
     if variation.spreads:
         settings["alerts"] = {"min_deviation": variation.spreads * series.spread}
     if variation.unmoved:
         mean, deviation = scorer.assign([series.name]).calibration[0, :2].tolist()
         settings["threshold"] = {"policy": "static", "value": mean + Ewma().k * deviation}
-    detector = Detector("benchmark", "nab", stream(**settings))
-    state = detector.fresh("", 0)
-    state.adopt(scorer, "bundle")
-    state.decisions = Decisions(false_alarms=variation.false_alarms)
-    changes = detector.step(state, series.records, scorer).changes
-    fired = [each.at_ns for each in changes if (each.alert, each.revision) == ("anomaly", 1)]
-    return _counted(series, np.array(fired, np.int64))
-
-
-def _counted(series: Series, fired: NDArray[np.int64]) -> Found:
-    fired = fired[fired >= series.time_ns[series.learned]]
-    inside = (fired[:, None] >= series.windows[:, 0]) & (fired[:, None] <= series.windows[:, 1])
-    delays = [
-        float(fired[inside[:, n]].min() - start) / HOUR_NS
-        for n, start in enumerate(series.windows[:, 0])
-        if inside[:, n].any()
-    ]
-    return Found(len(fired), int((~inside.any(axis=1)).sum()), delays)
+    decisions = Decisions(false_alarms=variation.false_alarms)
+    return counted(series, fired_ns(watch(data, series, scorer, data.stream(settings), decisions).changes))
 
 
 def _row(variation: Variation, found: Sequence[Found], every: Sequence[Series]) -> dict[str, Any]:
@@ -293,7 +161,7 @@ def _row(variation: Variation, found: Sequence[Found], every: Sequence[Series]) 
     )
     drawn = np.random.default_rng(SEED).integers(len(every), size=(DRAWS, len(every)))
     rates = false_alarms[drawn].sum(axis=1) / days[drawn].sum(axis=1)
-    delays = [delay for each in found for delay in each.delays]
+    delays = [delay / HOUR_NS for each in found for delay in each.delays_ns]
     return {
         "rule": variation.rule,
         "value": variation.value,
@@ -303,7 +171,7 @@ def _row(variation: Variation, found: Sequence[Found], every: Sequence[Series]) 
         "false_alarms_per_day": float(false_alarms.sum() / days.sum()),
         "interval": np.quantile(rates, (0.025, 0.975)).tolist(),
         "found": len(delays),
-        "found_by_series": [len(each.delays) for each in found],
+        "found_by_series": [len(each.delays_ns) for each in found],
         "false_alarms_by_series": false_alarms.tolist(),
         "median_delay_h": float(np.median(delays)) if delays else None,
     }
@@ -314,7 +182,7 @@ def _by_chance(every: Sequence[Series], alerts: Sequence[int]) -> dict[str, Any]
     luck, times = np.random.default_rng(SEED), []
     for _ in range(100):
         drawn = [luck.choice(each.time_ns[each.learned :], n) for each, n in zip(every, alerts, strict=True)]
-        found = [_counted(each, fired) for each, fired in zip(every, drawn, strict=True)]
+        found = [counted(each, fired) for each, fired in zip(every, drawn, strict=True)]
         times.append(_row(Variation("by chance", "as many alerts in rows drawn at random"), found, every))
     rates = [each["false_alarms_per_day"] for each in times]
     return times[0] | {
@@ -339,19 +207,6 @@ def _table(report: dict[str, Any]) -> str:
             f"({low:.3f} to {high:.3f}) | {row['found']:.0f} of {windows} | {delay} |"
         )
     return "\n".join(lines)
-
-
-def write_page(page: Path, table: str) -> None:
-    """Put the table between the marks of a page.
-
-    Raises:
-        ValueError: the page has not both marks.
-    """
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page} has no place for a table: write {BEGIN} and {END} into it")
-    page.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.ports import Float64s, Int32s
+from pipeline.ports import Float64s, Int32s, Windows
 
 Int64s = NDArray[np.int64]
 
@@ -95,6 +95,15 @@ def windows_at(values: Float64s, starts: Int64s, window_rows: int) -> Float64s:
     """The windows float64[k, W, F] that begin at ``starts``."""
     windows: Float64s = values[starts[:, None] + np.arange(window_rows)]
     return windows
+
+
+def as_windows(raw: Float64s, model: Int32s) -> Windows:
+    """Raw windows float64[n, W, F] of the models int32[n], as the detect step hands them over."""
+    anchor = raw[:, -1].copy()
+    largest = float(np.finfo(np.float32).max)
+    with np.errstate(over="ignore"):  # differences near the end of float64 are clipped like any other
+        tail = (raw - anchor[:, None]).clip(-largest, largest).astype(np.float32)
+    return Windows(tail, anchor, model)
 
 
 def pool(series: Sequence[SeriesRows], splits: Sequence[Split], window_rows: int) -> Pool:

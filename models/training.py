@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from models import companions
 from models.autoencoder import Autoencoder
 from models.bundle import CANARY_WINDOWS, Bundle, Canary, seal, series_hash
 from models.cohorts import divide, shape
@@ -18,6 +19,7 @@ from models.samples import (
     Pool,
     SeriesRows,
     Split,
+    as_windows,
     evenly,
     pool,
     split,
@@ -28,6 +30,7 @@ from models.samples import (
 from models.scaling import Scaling
 from models.spec import ModelSpec
 from models.stack import Stack
+from pipeline.companions import Companions
 from pipeline.config import TRAINING_WINDOWS, Scope
 from pipeline.errors import TooFewRows
 from pipeline.ports import Errors, Float32s, Float64s, Windows
@@ -107,6 +110,7 @@ def train(
         network_of=network_of,
         scaling=learned.scaling,
         calibration=np.stack([_calibrate(each) for each in errors]),
+        companions=learned.companions(),
         hashes=learned.hashes,
         canary=_canary(stack, learned.held_out, len(network_of)),
         source=source,
@@ -177,6 +181,11 @@ class _Learned:
         starts = evenly(self.parts[model].held_out, _CALIBRATION_WINDOWS)
         return _windows(windows_at(self.series[model].values, starts, self.spec.window_rows), model)
 
+    def companions(self) -> Companions:
+        """What all rows, those held out as well, leave to the companions of each model."""
+        pooled = self.pooled.windows.reshape(-1, len(self.spec.features))
+        return companions.learn(self.scaling, self.series, pooled, self.spec.window_rows)
+
     def _pooled_lesson(self, pooled: Pool, models: Int64s, random: np.random.Generator) -> Lesson:
         """Windows in the units of their models, laid end to end."""
         rows = self.scaling.apply(models, pooled.windows).reshape(-1, len(self.spec.features))
@@ -236,12 +245,8 @@ def _train_all(
 
 
 def _windows(raw: Float64s, model: int) -> Windows:
-    """Raw windows float64[n, W, F] as the detect step hands them over."""
-    anchor = raw[:, -1].copy()
-    largest = float(np.finfo(np.float32).max)
-    with np.errstate(over="ignore"):  # differences near the end of float64 are clipped like any other
-        tail = (raw - anchor[:, None]).clip(-largest, largest).astype(np.float32)
-    return Windows(tail, anchor, np.full(len(raw), model, np.int32))
+    """Raw windows float64[n, W, F] of one model."""
+    return as_windows(raw, np.full(len(raw), model, np.int32))
 
 
 def _calibrate(errors: Errors) -> Float64s:

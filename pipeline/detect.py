@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from pipeline.accounting import Bin
 from pipeline.alerts import (
     Alert,
+    Channel,
     DeadLetter,
     FeatureEvidence,
+    Joined,
     Kind,
     Reason,
     Transition,
@@ -25,10 +27,11 @@ from pipeline.alerts import (
     severity,
 )
 from pipeline.align import BEGUN, FILL, Columns, Items, Table, has_room, sweep, take
+from pipeline.companions import CHANNELS, Scratch, shares
 from pipeline.config import Stream
 from pipeline.episodes import FIRED, NOTHING, RESOLVED, WORSENED
 from pipeline.freezes import frozen_rows
-from pipeline.judge import IS_GONE, JUDGE, SILENCE, UNKNOWN, Verdicts, judge
+from pipeline.judge import IS_GONE, JUDGE, SILENCE, UNKNOWN, Joining, Verdicts, judge
 from pipeline.policy import align_policy, deviations, judge_policy
 from pipeline.ports import Errors, Float32s, Float64s, Int32s, Scorer, Windows
 from pipeline.readings import Decoder, Rejected
@@ -128,6 +131,7 @@ class Detector:
         windows = max(min(_PIECE_ITEMS, _PIECE_BYTES // window_bytes), 2 * self.layout.cells + 4)
         self._items = Items.room(size, windows, self.layout.window_rows, self.layout.features)
         self._verdicts = Verdicts.room(size)
+        self._scratch = Scratch.room(self.layout.window_rows, self.layout.features)
         # Compiled, or loaded, now: a stream may meet its first sweep after hours, and wait for seconds.
         state = self.fresh("", 0)
         sweep(self._table(state), self._align[False], self._items, 0, self._spare)
@@ -246,6 +250,7 @@ class Detector:
                 errors.window,
                 errors.last,
                 deviates,
+                self._joining(state),
                 self._judge,
                 state.decisions.raised(self.stream.alerts),
                 state.counters.attributes,
@@ -272,6 +277,9 @@ class Detector:
         labels = self._labels(piece)
         if labels:
             self._alerts(piece, labels, outputs)
+
+    def _joining(self, state: PartitionState) -> Joining:
+        return Joining(state.series.companions, state.seeds, state.model, self._scratch, np.zeros(3))
 
     def _deviate(self, piece: _Piece, item: int, deviates: NDArray[np.int8]) -> None:
         """Find out whether an item's window deviates enough, and those behind it that may be asked next."""
@@ -359,10 +367,25 @@ class Detector:
                     peak_score=None if silent else float(out.peak[change]),
                     error=float(errors.window[window[change]]) if judged else None,
                     threshold=float(out.threshold[item]) if judged else None,
+                    joined=self._joined(out.channels[item]) if judged else None,
                     features=evidence[change],
                     bundle=state.bundle_id,
                 )
             )
+
+    def _joined(self, channels: Float64s) -> Joined | None:
+        """What a score was joined from, of :class:`pipeline.judge.Verdicts`."""
+        parts, (*z, rarity) = self.layout.parts, channels.tolist()
+        if not parts.joint:
+            return None
+        there = (True, bool(parts.level), bool(parts.shapes))
+        found = [
+            Channel(name=name, z=each, share=share)
+            for name, each, share, on in zip(CHANNELS, z, shares(z), there, strict=True)
+            if on
+        ]
+        found.sort(key=lambda each: -each.share)
+        return Joined(channels=found, rarity=rarity if parts.rarity else None)
 
     def _evidence(
         self, scorer: Scorer | None, windows: Windows, window: Int32s

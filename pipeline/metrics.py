@@ -24,6 +24,7 @@ METRICS = {
     "offbeat_series": "Live series of the owned partitions",
     "offbeat_partitions_owned": "Partitions that this worker owns",
     "offbeat_columnar_fetch": "1 where records come as columns, 0 where the Kafka client is read one by one",
+    "offbeat_model_drift": "Share of the newest errors far above the calibration; 0.2 or more is a drift",
     "offbeat_doing": "1 for what the worker is doing now, by the name in its status line",
 }
 
@@ -50,6 +51,7 @@ class StatusCollector(Collector):
             "offbeat_series": status.series,
             "offbeat_partitions_owned": len(status.partitions),
             "offbeat_columnar_fetch": int(status.columnar),
+            "offbeat_model_drift": status.drift,
         }
         for name, value in plain.items():
             yield gauge(name, meanings, stream, {"": value})

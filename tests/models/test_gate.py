@@ -153,6 +153,49 @@ def test_a_challenger_that_learned_anomalies_as_normal_is_refused(trial: Trial, 
     assert verdicts(ruling)["faults found"] == "worse"
 
 
+class TestReference:
+    """Champion and challenger both learned from rows that were pushed a little at each retrain."""
+
+    def pushed(self, series: int, spreads: float, good: Bundle) -> dict[str, np.ndarray]:
+        spread = good.scaling.spread[0]
+        return {name: rows + spreads * spread * (n < series) for n, (name, rows) in enumerate(DAYS.items())}
+
+    def test_a_drift_that_champion_and_challenger_share_is_noticed(self, good: Bundle) -> None:
+        days = self.pushed(1, 1.5, good)
+        learned = StackScorer(trained(history(days)))
+        trial = Trial(Detector("n", "pumps", stream()), [source(days)])
+
+        without = against(trial, learned, learned)
+        ruling = gate(trial, learned, champion=learned, baselines={}, reference=good)
+
+        assert without.promoted
+        assert not ruling.promoted
+        assert [each.series for each in ruling.drifted] == ["pump-1"]
+        assert ruling.sentence.startswith(
+            "refused: 1 of 4 series have drifted from the pinned reference, pump-1 by +1.5 of its spreads"
+        )
+
+    def test_rows_as_the_reference_knows_them_pass(self, trial: Trial, good: Bundle) -> None:
+        ruling = gate(trial, StackScorer(good), champion=StackScorer(good), baselines={}, reference=good)
+
+        assert ruling.promoted
+        assert (ruling.drifted, ruling.referenced) == ((), 4)
+
+    @pytest.mark.parametrize(("series", "promoted"), [(2, True), (3, False)])
+    def test_a_few_series_of_many_do_not_hold_back_the_others(self, series: int, promoted: bool) -> None:  # noqa: FBT001
+        days = {f"pump-{n:02}": waves(n, 10, 120).values for n in range(40)}
+        known = train(history(days), replace(SPEC, steps=100), source={}, created_at=WHEN)
+        for name in list(days)[:series]:
+            days[name] = days[name] + 5.0
+        trial = Trial(Detector("n", "pumps", stream()), [source(days)])
+
+        ruling = gate(trial, StackScorer(known), champion=None, baselines={}, reference=known)
+
+        assert [each.series for each in ruling.drifted] == list(days)[:series]
+        assert ruling.referenced == 40
+        assert ruling.promoted is promoted
+
+
 def test_where_data_are_too_few_the_champion_stays_and_a_first_model_is_let_in(
     good: Bundle, noise: Bundle, baselines: dict[str, Scorer]
 ) -> None:

@@ -118,18 +118,19 @@ class Attempt:
             OffbeatError: the stream cannot be trained as its settings are, which is on record.
         """
         self._begin(why)
-        view, detector = self._log.view, Detector(self._parts.config.namespace, self._parts.stream, settings)
+        parts, view = self._parts, self._log.view
         self._read_rate = settings.training.read_rate
-        past = Past(detector, view, self._parts.reader, self._parts.registry, self._pace, self._step)
+        detector = Detector(parts.config.namespace, parts.stream, settings)
+        past = Past(parts.config, detector, view, parts.reader, parts.registry, self._pace, self._step)
         try:
-            found = challenge(past, self._parts.now())
+            found = challenge(past, parts.now())
         except (BusError, StoreDown):
             raise
         except OffbeatError as error:
-            if self._parts.stream in view.champions:
+            if parts.stream in view.champions:
                 self._publish(Refused(**self._said(str(error)), bundle=None))
             raise
-        bundle_id = self._parts.registry.save(self._parts.stream, found.bundle)
+        bundle_id = parts.registry.save(parts.stream, found.bundle)
         if force is not None:
             return self._promote(found, bundle_id, f"forced ({force}), whatever the gate says: {found.why}")
         if found.ruling.promoted:

@@ -11,12 +11,13 @@ from typing import Final
 from models import Bundle, Registry, StackScorer, learning
 from models.baselines import baselines
 from models.bundle import attach
+from models.episodes import LeftOut
 from models.gate import Ruling, gate
-from models.history import Batches, Part
+from models.history import Batches, Part, recent_ms
 from models.learning import Step
 from models.spec import check_fits, model_spec
 from models.trial import Trial
-from pipeline.config import Stream
+from pipeline.config import Config, Stream
 from pipeline.control import ControlView
 from pipeline.detect import Detector
 from pipeline.errors import BundleError, NotFound
@@ -31,6 +32,7 @@ class Past:
     """What a challenger is made and judged from.
 
     Attributes:
+        config: of the installation.
         detector: of the stream, under the settings in force.
         view: what people decided.
         reader: of the bus.
@@ -39,6 +41,7 @@ class Past:
         on_step: told how far the work is; what it raises ends the work.
     """
 
+    config: Config
     detector: Detector
     view: ControlView
     reader: Reader
@@ -82,7 +85,8 @@ def challenge(past: Past, created_at: datetime) -> Challenge:
     """
     detector, view = past.detector, past.view
     stream, name = detector.stream, detector.name
-    source = learning.from_topic(past.reader, stream.topic, None, None)
+    since_ms = recent_ms(past.reader, stream.topic, stream.training.history)
+    source = learning.from_topic(past.reader, stream.topic, since_ms, None)
     source = replace(source, batches=[_paced(each, past.pace) for each in source.batches])
     decisions = view.decisions(name, view.decided(name))
     taught = learning.learn(
@@ -91,7 +95,7 @@ def challenge(past: Past, created_at: datetime) -> Challenge:
         source,
         Part(stream.training.rows),
         past.on_step,
-        freezes=decisions.freezes,
+        left_out=LeftOut.of(past.config, name, past.reader, view),
         created_at=created_at.isoformat(timespec="milliseconds"),
     )
     judged = 0

@@ -28,6 +28,10 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+class AskedToStopError(Exception):
+    """Raised within reading, training and judging, which end with it."""
+
+
 @dataclass(slots=True, eq=False)
 class Parts:
     """What a retrainer is made of.
@@ -55,6 +59,11 @@ class Parts:
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = utc_now
 
+    def stop_if_asked(self) -> None:
+        """Raises AskedToStopError: the retrainer is asked to stop."""
+        if self.should_stop():
+            raise AskedToStopError
+
     @property
     def work(self) -> str:
         """What a lease is held of."""
@@ -80,12 +89,31 @@ class Outcome:
     gate: dict[str, Any]
 
 
-class AskedToStopError(Exception):
-    """Raised within reading, training and judging, which end with it."""
-
-
 class LeaseLostError(Exception):
     """Somebody else works on the stream, or decided on its model meanwhile."""
+
+
+class Pace:
+    """Bounds how fast records are read. What was not read in time is not made up for.
+
+    Args:
+        parts: with the clock, and the way to wait.
+        rate: records a second.
+        go_on: called before and within each wait; what it raises ends the reading.
+    """
+
+    def __init__(self, parts: Parts, rate: int, go_on: Callable[[], object]) -> None:
+        self._parts, self._rate, self._go_on = parts, rate, go_on
+        self._until = parts.clock()
+
+    def __call__(self, records: int) -> None:
+        """Wait until so many records more may have been read."""
+        clock = self._parts.clock
+        self._until = max(self._until, clock()) + records / self._rate
+        self._go_on()
+        while (left_s := self._until - clock()) > 0:
+            self._parts.wait(min(left_s, KEEP_S))
+            self._go_on()
 
 
 class Attempt:
@@ -100,8 +128,7 @@ class Attempt:
 
     def __init__(self, parts: Parts, log: ControlLog, lease: Lease, on_step: Callable[[Step], None]) -> None:
         self._parts, self._log, self._lease, self._on_step = parts, log, lease, on_step
-        self._kept_at = self._read_until = parts.clock()
-        self._read_rate = 0
+        self._kept_at = parts.clock()
 
     def run(self, why: str, settings: Stream, *, force: str | None = None) -> Outcome:
         """Train, judge and decide.
@@ -119,9 +146,9 @@ class Attempt:
         """
         self._begin(why)
         parts, view = self._parts, self._log.view
-        self._read_rate = settings.training.read_rate
+        pace = Pace(parts, settings.training.read_rate, self._go_on)
         detector = Detector(parts.config.namespace, parts.stream, settings)
-        past = Past(parts.config, detector, view, parts.reader, parts.registry, self._pace, self._step)
+        past = Past(parts.config, detector, view, parts.reader, parts.registry, pace, self._step)
         try:
             found = challenge(past, parts.now())
         except (BusError, StoreDown):
@@ -167,23 +194,13 @@ class Attempt:
         self._on_step(step)
         self._go_on()
 
-    def _pace(self, records: int) -> None:
-        """Wait until so many records may have been read; what was not read in time is not made up for."""
-        clock = self._parts.clock
-        self._read_until = max(self._read_until, clock()) + records / self._read_rate
-        self._go_on()
-        while (left_s := self._read_until - clock()) > 0:
-            self._parts.wait(min(left_s, KEEP_S))
-            self._go_on()
-
     def _go_on(self) -> None:
         """Whether the work may go on.
 
         Raises:
             AskedToStopError, LeaseLostError: it may not.
         """
-        if self._parts.should_stop():
-            raise AskedToStopError
+        self._parts.stop_if_asked()
         if self._parts.clock() - self._kept_at >= KEEP_S:
             self._keep()
 

@@ -87,7 +87,7 @@ def challenge(past: Past, created_at: datetime) -> Challenge:
     stream, name = detector.stream, detector.name
     since_ms = recent_ms(past.reader, stream.topic, stream.training.history)
     source = learning.from_topic(past.reader, stream.topic, since_ms, None)
-    source = replace(source, batches=[_paced(each, past.pace) for each in source.batches])
+    source = replace(source, batches=[paced(each, past.pace) for each in source.batches])
     decisions = view.decisions(name, view.decided(name))
     taught = learning.learn(
         detector,
@@ -106,24 +106,32 @@ def challenge(past: Past, created_at: datetime) -> Challenge:
         past.on_step(Step("judging", None, f"{judged:,} records gone through"))
 
     trial = Trial(detector, source.batches, decisions=decisions, on_records=on_records)
-    champion, remark = _champion(past.registry, name, stream, view.champions.get(name))
+    champion, remark = champion_of(past.registry, name, stream, view)
     others = baselines(taught.history.series, taught.bundle.manifest.spec) if champion is None else {}
     ruling = gate(trial, StackScorer(taught.bundle), champion=champion, baselines=others)
     return Challenge(_with_ruling(taught.bundle, ruling), ruling, view.champions.get(name), remark)
 
 
-def _paced(batches: Batches, pace: Callable[[int], None]) -> Batches:
-    def paced() -> Iterator[RecordBatch]:
+def paced(batches: Batches, pace: Callable[[int], None]) -> Batches:
+    """The same batches; ``pace`` is called with the number of records of each before it is handed on."""
+
+    def at_that_pace() -> Iterator[RecordBatch]:
         for batch in batches():
             pace(len(batch))
             yield batch
 
-    return paced
+    return at_that_pace
 
 
-def _champion(
-    registry: Registry, name: str, stream: Stream, bundle_id: str | None
+def champion_of(
+    registry: Registry, name: str, stream: Stream, view: ControlView
 ) -> tuple[Scorer | None, str]:
+    """The champion of a stream under its settings; None where there is none, or with why it cannot be used.
+
+    Raises:
+        StoreDown: the registry cannot be reached.
+    """
+    bundle_id = view.champions.get(name)
     if bundle_id is None:
         return None, ""
     try:

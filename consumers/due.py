@@ -9,6 +9,9 @@ from pipeline.control import ControlView
 from pipeline.figures import lasting
 
 NEVER: Final = float("inf")
+_DAY_S: Final = 86_400.0
+_DRIFT_SHARE: Final = 1 / 8
+"""Of ``training.every``, or of a day where that is 0, what passes at least before a drift asks again."""
 _LEAST_GROWTH: Final = 1.05
 """A topic is not read again for fewer records more, however little was missing the last time."""
 
@@ -38,6 +41,14 @@ def due(view: ControlView, stream: str, every_s: float) -> Due:
         return Due(NEVER, "training.every is 0")
     last = max(each.at.timestamp() for each in decided)
     return Due(last + every_s, f"{lasting(every_s)} have passed since the last decision")
+
+
+def may_follow_drift(view: ControlView, stream: str, every_s: float, now_s: float) -> bool:
+    """Whether the last decision is so long ago that a stream that drifts trains before it is due.
+
+    A drift goes on where a challenger was refused, or has not learned enough of what is new.
+    """
+    return now_s >= due(view, stream, every_s or _DAY_S).at_s - (1 - _DRIFT_SHARE) * (every_s or _DAY_S)
 
 
 class Growth:

@@ -17,14 +17,17 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from consumers.attempt import LEASE_S, AskedToStopError, Attempt, LeaseLostError, Outcome, Parts
-from consumers.due import NEVER, Growth, due
+from consumers.drifting import Drifting
+from consumers.due import NEVER, Growth, due, may_follow_drift
 from models import rows_needed
 from models.learning import Step
 from models.spec import model_spec
 from pipeline.config import Stream
 from pipeline.control import ControlLog, ControlView
+from pipeline.drift import DRIFTED
 from pipeline.errors import BusError, OffbeatError, StoreDown, TooFewRows, Unreadable
 from pipeline.figures import lasting
+from pipeline.metrics import METRICS as WORKERS
 from pipeline.metrics import gauge
 
 LOOK_S: Final = 5.0
@@ -43,6 +46,8 @@ class Status:
         bundle_id: the champion.
         model_age_s: since that one was first promoted.
         next_at: when the next training is due by itself; None where none is.
+        drift: share of the newest errors that are far off, see :mod:`pipeline.drift`; None where nothing is
+            known.
         promoted, refused: challengers of this retrainer since its start.
     """
 
@@ -52,6 +57,7 @@ class Status:
     bundle_id: str | None = None
     model_age_s: float | None = None
     next_at: datetime | None = None
+    drift: float | None = None
     promoted: int = 0
     refused: int = 0
 
@@ -62,6 +68,7 @@ METRICS = {
     "offbeat_training_promoted": "Challengers that this retrainer promoted since its start",
     "offbeat_training_refused": "Challengers that the gate refused since its start",
     "offbeat_training_next_timestamp_seconds": "When the next training is due by itself, where one is",
+    "offbeat_model_drift": WORKERS["offbeat_model_drift"],
     "offbeat_model_age_seconds": "Time since the model in use was first promoted, where there is one",
 }
 
@@ -82,6 +89,7 @@ class StatusCollector(Collector):
             "offbeat_training_promoted": status.promoted,
             "offbeat_training_refused": status.refused,
             "offbeat_training_next_timestamp_seconds": next_s,
+            "offbeat_model_drift": status.drift,
             "offbeat_model_age_seconds": status.model_age_s,
         }
         for name, value in plain.items():
@@ -115,6 +123,7 @@ class Retrainer:
         self._parts, self._on_status = parts, on_status
         self._log = ControlLog(parts.reader, parts.config.control_topic, parts.notice)
         self._growth: Growth | None = None
+        self._drifting = Drifting(parts, parts.stop_if_asked)
         self._phase, self._phase_at = "", 0.0
         self._trouble = ""
         self.status = Status("starting")
@@ -127,6 +136,8 @@ class Retrainer:
         """
         try:
             self._look()
+        except AskedToStopError:
+            return
         except (BusError, StoreDown) as error:
             self._wait_out(error)
         else:
@@ -160,8 +171,9 @@ class Retrainer:
         settings = self._settings(view)
         found, now = due(view, parts.stream, settings.training.every), parts.now()
         if found.at_s > now.timestamp():
-            if self._has_doubled(view, settings):
-                self._train("there are twice as many records as when the first model was refused")
+            why = self._has_doubled(view, settings) or self._has_drifted(view, settings)
+            if why:
+                self._train(why)
             else:
                 self._rest(found.at_s, now)
         elif parts.stream in view.champions or self._rows_are_enough(settings):
@@ -175,12 +187,18 @@ class Retrainer:
 
     def _rest(self, at_s: float, now: datetime) -> None:
         if at_s == NEVER:
-            self._say("waiting", "trains when it is asked to")
+            self._say("waiting", f"{self._drift_told()}trains when it is asked to")
         else:
             at = datetime.fromtimestamp(at_s, UTC)
             left = lasting(at_s - now.timestamp())
-            self._say("waiting", f"next training {at:%Y-%m-%d %H:%M} UTC, in {left}", next_at=at)
+            self._say(
+                "waiting", f"{self._drift_told()}next training {at:%Y-%m-%d %H:%M} UTC, in {left}", next_at=at
+            )
         self._parts.wait(LOOK_S)
+
+    def _drift_told(self) -> str:
+        share = self._drifting.share
+        return "" if share is None else f"drift {share:.2f}, "
 
     def _rows_are_enough(self, settings: Stream) -> bool:
         records = self._records(settings)
@@ -191,11 +209,22 @@ class Retrainer:
         self._parts.wait(LOOK_S)
         return False
 
-    def _has_doubled(self, view: ControlView, settings: Stream) -> bool:
-        """Whether a stream without a model has twice the records that were not good enough for one."""
+    def _has_doubled(self, view: ControlView, settings: Stream) -> str:
+        """Why to train where a stream without a model has twice the records that were too few for one."""
         if self._growth is None or self._parts.stream in view.champions:
-            return False
-        return self._growth.enough(self._records(settings))
+            return ""
+        doubled = self._growth.enough(self._records(settings))
+        return "there are twice as many records as when the first model was refused" if doubled else ""
+
+    def _has_drifted(self, view: ControlView, settings: Stream) -> str:
+        """Why to train where the newest rows are not those that the champion was calibrated on."""
+        self._drifting.look(view, settings)
+        share, now_s = self._drifting.share, self._parts.now().timestamp()
+        if share is None or share < DRIFTED:
+            return ""
+        every_s = settings.training.every
+        allowed = may_follow_drift(view, self._parts.stream, every_s, now_s)
+        return f"the stream has drifted: {share:.0%} of its newest errors are far off" if allowed else ""
 
     def _records(self, settings: Stream) -> int:
         bounds = self._parts.reader.bounds(settings.topic).values()
@@ -206,8 +235,6 @@ class Retrainer:
         parts = self._parts
         try:
             outcome = self._attempt(why)
-        except AskedToStopError:
-            return
         except LeaseLostError as error:
             parts.notice(f"{error}; what was made is dropped")
             return
@@ -284,5 +311,6 @@ class Retrainer:
             bundle_id=champion,
             model_age_s=None if first is None else (self._parts.now() - first.at).total_seconds(),
             next_at=next_at,
+            drift=self._drifting.share,
         )
         self._on_status(self.status)

@@ -340,6 +340,9 @@ class Training(Section):
     every: Duration = Field(
         86_400.0, description="trained anew so long after the last decision on its model; 0: when asked"
     )
+    drift_every: Duration = Field(
+        900.0, description="a retrainer looks so often whether the newest rows have drifted; 0: never"
+    )
     read_rate: int = Field(
         50_000, ge=1, le=100_000_000, description="records a second that a retrainer reads at most"
     )

@@ -21,6 +21,7 @@ from models import Registry
 from pipeline.bus.sqlite import SqliteBroker
 from pipeline.config import Config
 from pipeline.control import Begun, Champion, ControlView, Record, send
+from pipeline.drift import DRIFTED
 from pipeline.errors import BusDown, OffbeatError, StoreDown, TooFewRows
 from pipeline.ports import Lease, Leases, Producer, Reader
 from pipeline.records import Bounds, RecordBatch, Send, TopicPartition, TopicSpec
@@ -356,7 +357,7 @@ class TestEvery:
         running.turn()
 
         assert running.status.doing == "waiting"
-        assert running.status.message == "next training 2026-03-02 00:01 UTC, in 60 min"
+        assert running.status.message[11:] == "next training 2026-03-02 00:01 UTC, in 60 min"
         assert running.status.next_at == trained.view.promotions[STREAM][0].at + timedelta(days=1)
         assert running.status.bundle_id == trained.champion
         assert trained.view.refusals == {}
@@ -398,6 +399,62 @@ class TestEvery:
         trained.retrainer().turn()
 
         assert len(trained.view.refusals[STREAM]) == 1
+
+
+class TestDrift:
+    """What the champion was calibrated on is not what comes now."""
+
+    @pytest.fixture
+    def site(self, new_site: Callable[..., Site]) -> Site:
+        site = new_site(every="1d", drift_every="1m", steps=300)
+        site.produce(400)
+        site.retrainer().turn()
+        assert site.champion
+        return site
+
+    def test_a_stream_whose_regime_changes_trains_before_it_is_due(self, site: Site) -> None:
+        site.later = timedelta(hours=3)
+        running = site.retrainer().turn()
+        before = running.status.drift
+        assert before is not None
+        assert before < DRIFTED
+        site.produce(400, lambda values: 4 * values + 8)
+        running.turn()
+        assert running.status.drift == before
+
+        site.clock.now_s += 60
+        running.turn()
+
+        assert site.begun()[-1].why.startswith("the stream has drifted: ")
+        assert site.view.promotions[STREAM][-1].at == site.now()
+        running.turn()
+        assert running.status.drift is not None
+        assert running.status.message.startswith(f"drift {running.status.drift:.2f}, ")
+
+    # A drift does not end with a refusal: it would train without end.
+    def test_it_leaves_time_after_a_decision(self, site: Site) -> None:
+        site.produce(400, lambda values: 4 * values + 8)
+
+        site.later = timedelta(hours=2, minutes=59)
+        running = site.retrainer().turn()
+        assert running.status.drift is not None
+        assert running.status.drift >= DRIFTED
+        assert len(site.begun()) == 1
+
+        site.later = timedelta(hours=3)
+        running.turn()
+        assert len(site.begun()) == 2
+
+    def test_nobody_looks_where_drift_every_is_zero(self, new_site: Callable[..., Site]) -> None:
+        site = new_site(drift_every=0)
+        site.produce(200)
+        site.retrainer().turn()
+        site.produce(400, lambda values: 4 * values + 8)
+        site.later = timedelta(hours=12)
+
+        running = site.retrainer().turn()
+
+        assert (running.status.doing, running.status.drift) == ("waiting", None)
 
 
 class TestTheGate:
@@ -621,7 +678,7 @@ class TestWork:
 
         training = [each for each in running.told if each.doing == "training"]
         assert training[-1].fraction == 1
-        assert "held-out loss 0." in training[-1].message
+        assert "on rows held out 0." in training[-1].message
         assert " left" in training[0].message
 
 
@@ -639,6 +696,7 @@ def test_what_is_scraped_is_the_status() -> None:
         "offbeat_training_done": [(of, 0.5)],
         "offbeat_training_promoted": [(of, 2)],
         "offbeat_training_refused": [(of, 3)],
+        "offbeat_model_drift": [],
         "offbeat_training_next_timestamp_seconds": [(of, START.timestamp())],
         "offbeat_model_age_seconds": [(of, 7)],
     }

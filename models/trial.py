@@ -10,12 +10,13 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.episodes import Episode
 from models.excerpt import Excerpt
 from models.faults import Changed, Injecting, changes, place
 from models.history import Batches
 from models.samples import HELD_OUT_SHARE, SeriesRows, as_windows, evenly, windows_at
 from models.scaling import TARGET_CLIP
-from models.tracks import Episode, survey
+from models.tracks import survey
 from pipeline.control import NO_DECISIONS, Decisions
 from pipeline.detect import Detector
 from pipeline.ports import Float64s, Scorer, Windows
@@ -115,7 +116,8 @@ class Trial:
             detector: of the stream.
             sources: each opens the records of one partition.
             decisions: what people decided about how its rows are judged.
-            known: anomalies that there were: alerts in them are no false alarms.
+            known: anomalies that were told of: no fault stands in them, and alerts in confirmed ones are not
+                false.
             most_records: bound on the records that are kept.
             on_records: hears how many records were read, or gone through once more; what it raises ends the
                 work.

@@ -23,7 +23,7 @@ from pipeline.ports import Float64s, Scorer, Windows
 from pipeline.records import Int64s, TopicPartition
 
 MAX_RECORDS: Final = 1_000_000
-"""Records that a trial holds and goes through some six times: seconds each, and about 200 MB."""
+"""Records that a trial holds and goes through some six times: seconds each, and 350 MB with four features."""
 MAX_WINDOWS: Final = 8_192
 """Held-out windows, over all series: enough to know the mean of their errors to a percent."""
 

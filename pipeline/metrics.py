@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -24,6 +24,7 @@ METRICS = {
     "offbeat_series": "Live series of the owned partitions",
     "offbeat_partitions_owned": "Partitions that this worker owns",
     "offbeat_columnar_fetch": "1 where records come as columns, 0 where the Kafka client is read one by one",
+    "offbeat_model_drift": "Share of the newest errors far above the calibration; 0.2 or more is a drift",
     "offbeat_doing": "1 for what the worker is doing now, by the name in its status line",
 }
 
@@ -37,8 +38,9 @@ class StatusCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics of this moment."""
         status = self._status()
-        yield self._gauge("offbeat_records", "bin", dict(status.bins))
-        yield self._gauge("offbeat_doing", "doing", {status.doing: 1})
+        stream, meanings = self._stream, METRICS
+        yield gauge("offbeat_records", meanings, stream, dict(status.bins), label="bin")
+        yield gauge("offbeat_doing", meanings, stream, {status.doing: 1}, label="doing")
         plain = {
             "offbeat_rows_gap_filled": status.gap_filled,
             "offbeat_rows_frozen": status.frozen,
@@ -49,15 +51,25 @@ class StatusCollector(Collector):
             "offbeat_series": status.series,
             "offbeat_partitions_owned": len(status.partitions),
             "offbeat_columnar_fetch": int(status.columnar),
+            "offbeat_model_drift": status.drift,
         }
         for name, value in plain.items():
-            yield self._gauge(name, None, {"": value})
+            yield gauge(name, meanings, stream, {"": value})
 
-    def _gauge(self, name: str, label: str | None, values: dict[str, int]) -> Metric:
-        gauge = GaugeMetricFamily(name, METRICS[name], labels=["stream", label] if label else ["stream"])
-        for key, value in values.items():
-            gauge.add_metric([self._stream, key] if label else [self._stream], value)
-        return gauge
+
+def gauge(
+    name: str,
+    meanings: Mapping[str, str],
+    stream: str,
+    values: Mapping[str, float],
+    *,
+    label: str | None = None,
+) -> Metric:
+    """A gauge of a stream; its values by ``label``, or one under any name where it has none."""
+    made = GaugeMetricFamily(name, meanings[name], labels=["stream", label] if label else ["stream"])
+    for key, value in values.items():
+        made.add_metric([stream, key] if label else [stream], value)
+    return made
 
 
 def serve(collector: Collector, port: int) -> WSGIServer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Literal
@@ -33,7 +34,7 @@ from pipeline.ownership import Shelf
 from pipeline.policy import NEVER, SIGN
 from pipeline.ports import Float32s, Models, Scorer, Windows
 from pipeline.records import RecordBatch
-from pipeline.series import PartitionState
+from pipeline.series import Arrays, PartitionState
 from pipeline.silences import Matchers
 from pipeline.thresholds import ACCEPTED, BINS, line, start, start_again
 
@@ -242,14 +243,15 @@ class Tracer(Detector):
         if item is None:
             super()._verdict(piece, outputs)
             return
-        rows, sketch = piece.state.rows.copy(), piece.state.series.sketch.copy()
+        before = copy(piece.state)
+        before.series = Arrays._make(array.copy() for array in piece.state.series)
         super()._verdict(piece, outputs)
         judged = self._items.window[item] >= 0
         self._watch.row = Seen(
             offset=int(self._items.offset[item]),
             filled=min(self._watch.pushed, self.layout.window_rows),
             has_model=piece.scorer is not None,
-            judgement=self._judgement(piece, item, rows, sketch) if judged else None,
+            judgement=self._judgement(piece, item, before) if judged else None,
         )
 
     def _sought(self, state: PartitionState) -> int | None:
@@ -262,23 +264,24 @@ class Tracer(Detector):
                 return int(item)
         return None
 
-    def _judgement(self, piece: _Piece, item: int, rows: NDArray[np.void], sketch: Float32s) -> Judgement:
+    def _judgement(self, piece: _Piece, item: int, before: PartitionState) -> Judgement:
         """Judge again up to the row, on copies of what stood before this piece, and then the row alone."""
         state, items, policy = piece.state, self._items, self._judge
         slot, window, time_ns = (int(of[item]) for of in (items.slot, items.window, items.time_ns))
         raised = state.decisions.raised(self.stream.alerts)
         deviates, out = self._known(piece, item), self._again(item)
+        rows, sketch = before.rows, before.series.sketch
 
         def go_on(first: int, end: int) -> Row:
             upto, errors = items._replace(size=np.array([end, 0])), piece.errors
             judge(
-                rows, sketch, state.calibration, upto, errors.window, errors.last, deviates, policy, raised,
-                np.zeros(2, np.int64), out, first,
+                rows, sketch, state.calibration, upto, errors.window, errors.last, deviates,
+                self._joining(before), policy, raised, np.zeros(2, np.int64), out, first,
             )  # fmt: skip
             return rows[slot]
 
         met = go_on(0, item)
-        before, threshold = _episode(met), self._line(piece, item, met, sketch[slot])
+        found, threshold = _episode(met), self._line(piece, item, met, sketch[slot])
         after = go_on(item, item + 1)
         at, rule = timestamp(time_ns), RULES[out.rule[item]]
         features = self._evidence(piece.scorer, piece.windows, np.array([window], np.int32))[0]
@@ -299,7 +302,7 @@ class Tracer(Detector):
             deviation=self._deviation(features[0], enough=bool(deviates[window])),
             taught=not silenced and not frozen(after, time_ns, policy),
             frozen_by=next(iter(silences_at(freezes, at)), None) if silenced else None,
-            before=before,
+            before=found,
             after=_episode(after),
             alert=self._alert(after, ended=rule == "ends") if out.rule[item] >= FIRES else None,
             rules=self.stream.alerts,

@@ -7,10 +7,15 @@ from typing import Final
 
 import numpy as np
 
+from models.companions import learn
 from models.samples import HELD_OUT_SHARE, SeriesRows
+from models.scaling import Scaling
+from pipeline.companions import Seeds
 from pipeline.ports import Calibrated, Errors, Explanation, Float64s, Int32s, Windows
 
 _TOP: Final = 3  # of many features the few that are furthest off tell most; a mean over all drowns them
+
+_SHAPE_ROWS: Final = 8  # a shape is no longer, whatever the window
 
 
 class EwmaZ:
@@ -33,12 +38,14 @@ class EwmaZ:
         floor = np.maximum(1e-3 * np.abs(self._mean), 1e-9)
         self._deviation = np.maximum(np.stack([first.std(axis=0) for first, _ in parts]), floor)
         self._calibration = np.stack([self._calibrated(rest, model) for model, (_, rest) in enumerate(parts)])
+        scaling, series = Scaling(self._mean, self._deviation), [rows[name] for name in history]
+        self._seeds = Seeds(self._mean, self._deviation, learn(scaling, series, together, _SHAPE_ROWS))
 
     def assign(self, series: Sequence[str]) -> Calibrated:
         """Each series' own mean; that of all rows for one not seen."""
         found = (self._model.get(name, len(self._model)) for name in series)
         model = np.fromiter(found, np.int32, len(series))
-        return Calibrated(model, self._calibration[model])
+        return Calibrated(model, self._calibration[model], self._seeds)
 
     def score(self, windows: Windows) -> Errors:
         """The newest row's distance, for the window as for the row."""

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from models.autoencoder import Autoencoder, layer_shapes
+from models.companions import layout as layout_of_companions
+from models.companions import of_tensors, to_tensors
 from models.manifest import (
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
@@ -29,6 +31,7 @@ from models.places import Place
 from models.scaling import Scaling
 from models.spec import ModelSpec
 from models.stack import Stack
+from pipeline.companions import Companions
 from pipeline.errors import BundleError, NotFound
 from pipeline.ports import Float64s, Int32s, Windows
 
@@ -72,6 +75,7 @@ class Bundle:
         network_of: int32[M], the network of each model; models of a cohort share one.
         scaling: of the M models.
         calibration: float64[M, 5], as in :class:`pipeline.ports.Calibrated`.
+        companions: of the M models, as their training rows left them.
         hashes: uint64[M - 1], rising: the series of each model but the last.
         canary: for the check on loading.
         reports: how it was made, for people: files by name, of ``manifest.REPORT_FILES``.
@@ -83,6 +87,7 @@ class Bundle:
     network_of: Int32s
     scaling: Scaling
     calibration: Float64s
+    companions: Companions
     hashes: NDArray[np.uint64]
     canary: Canary
     reports: Mapping[str, bytes] = field(default_factory=dict)
@@ -104,6 +109,7 @@ def seal(
     network_of: Int32s,
     scaling: Scaling,
     calibration: Float64s,
+    companions: Companions,
     hashes: NDArray[np.uint64],
     canary: Canary,
     source: Mapping[str, object],
@@ -117,12 +123,13 @@ def seal(
         network_of=network_of,
         scaling=scaling,
         calibration=calibration,
+        companions=companions,
         hashes=hashes,
         canary=canary,
     )
     manifest = describe(spec, model, source, created_at, models=len(network_of), networks=len(network))
     sha = hashlib.sha256(manifest.render()).hexdigest()
-    return Bundle(manifest, sha, network, network_of, scaling, calibration, hashes, canary)
+    return Bundle(manifest, sha, network, network_of, scaling, calibration, companions, hashes, canary)
 
 
 def attach(bundle: Bundle, reports: Mapping[str, bytes]) -> Bundle:
@@ -151,6 +158,7 @@ def save(bundle: Bundle, folder: str | Path | Place) -> None:
         network_of=bundle.network_of,
         scaling=bundle.scaling,
         calibration=bundle.calibration,
+        companions=bundle.companions,
         hashes=bundle.hashes,
         canary=bundle.canary,
     )
@@ -250,6 +258,7 @@ def _layout(manifest: Manifest) -> dict[str, tuple[str, tuple[int, ...]]]:
         "canary.anchor": ("float64", (windows, features)),
         "canary.model": ("int32", (windows,)),
         "canary.errors": ("float64", (windows, 2)),
+        **layout_of_companions(models, spec.window_rows, features),
     }
     for layer, (fan_in, fan_out) in enumerate(layer_shapes(spec.widths(), spec.family.heads)):
         layout[f"weight.{layer}"] = ("float32", (networks, fan_in, fan_out))
@@ -277,6 +286,7 @@ def _encode(
     network_of: Int32s,
     scaling: Scaling,
     calibration: Float64s,
+    companions: Companions,
     hashes: NDArray[np.uint64],
     canary: Canary,
 ) -> bytes:
@@ -291,6 +301,7 @@ def _encode(
         "canary.anchor": canary.windows.anchor,
         "canary.model": canary.windows.model,
         "canary.errors": canary.errors,
+        **to_tensors(companions),
     }
     for layer, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
         arrays[f"weight.{layer}"] = weight.numpy()
@@ -339,7 +350,17 @@ def _assemble(manifest: Manifest, sha: str, arrays: Arrays) -> Bundle:
     )
     canary = Canary(Windows(arrays["canary.tail"], arrays["canary.anchor"], model), arrays["canary.errors"])
     scaling = Scaling(arrays["scaling.median"], arrays["scaling.spread"])
-    return Bundle(manifest, sha, network, network_of, scaling, arrays["calibration"], hashes, canary)
+    return Bundle(
+        manifest,
+        sha,
+        network,
+        network_of,
+        scaling,
+        arrays["calibration"],
+        of_tensors(arrays),
+        hashes,
+        canary,
+    )
 
 
 def _check_canary(bundle: Bundle) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.bundle import Bundle, series_hash
+from pipeline.companions import Seeds
 from pipeline.ports import Calibrated, Errors, Explanation, Windows
 
 
@@ -16,6 +17,7 @@ class StackScorer:
     def __init__(self, bundle: Bundle) -> None:
         self._stack = bundle.stack()
         self._calibration = bundle.calibration
+        self._seeds = Seeds(bundle.scaling.median, bundle.scaling.spread, bundle.companions)
         self._model = {int(key): model for model, key in enumerate(bundle.hashes)}
         self._fallback = len(bundle.hashes)
 
@@ -23,7 +25,7 @@ class StackScorer:
         """The model of each series by the hash of its name; the last one, the fallback, for unseen ones."""
         found = (self._model.get(series_hash(name), self._fallback) for name in series)
         model = np.fromiter(found, np.int32, len(series))
-        return Calibrated(model, self._calibration[model])
+        return Calibrated(model, self._calibration[model], self._seeds)
 
     def score(self, windows: Windows) -> Errors:
         """Errors of windows of any mix of models; see :meth:`models.stack.Stack.score`."""

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from models import companions
 from models.autoencoder import Autoencoder
 from models.bundle import CANARY_WINDOWS, Bundle, Canary, seal, series_hash
 from models.cohorts import divide, shape
@@ -28,6 +29,7 @@ from models.samples import (
 from models.scaling import Scaling
 from models.spec import ModelSpec
 from models.stack import Stack
+from pipeline.companions import Companions
 from pipeline.config import TRAINING_WINDOWS, Scope
 from pipeline.errors import TooFewRows
 from pipeline.ports import Errors, Float32s, Float64s, Windows
@@ -107,6 +109,7 @@ def train(
         network_of=network_of,
         scaling=learned.scaling,
         calibration=np.stack([_calibrate(each) for each in errors]),
+        companions=learned.companions(),
         hashes=learned.hashes,
         canary=_canary(stack, learned.held_out, len(network_of)),
         source=source,
@@ -176,6 +179,11 @@ class _Learned:
             return _windows(self.pooled.windows[self.pooled.train :], model)
         starts = evenly(self.parts[model].held_out, _CALIBRATION_WINDOWS)
         return _windows(windows_at(self.series[model].values, starts, self.spec.window_rows), model)
+
+    def companions(self) -> Companions:
+        """What all rows, those held out as well, leave to the companions of each model."""
+        pooled = self.pooled.windows.reshape(-1, len(self.spec.features))
+        return companions.learn(self.scaling, self.series, pooled, self.spec.window_rows)
 
     def _pooled_lesson(self, pooled: Pool, models: Int64s, random: np.random.Generator) -> Lesson:
         """Windows in the units of their models, laid end to end."""

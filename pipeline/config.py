@@ -273,6 +273,26 @@ class Static(Section):
     value: float = Field(gt=0, allow_inf_nan=False, description="the reconstruction error that is the line")
 
 
+class Joint(_Rolling):
+    """The autoencoder's error joined with its companions: the level, the memory of shapes, the rarity."""
+
+    policy: Literal["joint"]
+    line: float | None = Field(
+        None,
+        gt=0,
+        le=50,
+        description="the joined score that is the line, in which a channel alone at its usual line makes 1; "
+        "default: 0.444, or 1 where rarity does not weigh it",
+    )
+    level: bool = Field(True, description="how far each value is from its own rolling mean")
+    shapes: Literal["auto"] | bool = Field(
+        "auto",
+        description="how far the newest rows are from shapes seen before (about 2.5 KB a series); `auto`: up "
+        "to 100,000 series a partition",
+    )
+    rarity: bool = Field(True, description="streams of one feature alone: how seldom such a level was seen")
+
+
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Direction = Literal["both", "above", "below"]
 
@@ -322,7 +342,7 @@ class Stream(Section):
     )
     events: Events
     model: Model = Model()
-    threshold: Annotated[Ewma | Quantile | Static, Field(discriminator="policy")] = Ewma()
+    threshold: Annotated[Ewma | Quantile | Static | Joint, Field(discriminator="policy")] = Ewma()
     alerts: AlertRules = AlertRules()
     training: Training = Training()
 
@@ -521,7 +541,9 @@ def _set_twice(root: yaml.Node | None) -> Iterator[tuple[int, str]]:
 
 def _dotted(location: tuple[int | str, ...]) -> str:
     return (
-        ".".join(str(part) for part in location if part not in {"ewma", "quantile", "static", "[key]"})
+        ".".join(
+            str(part) for part in location if part not in {"ewma", "quantile", "static", "joint", "[key]"}
+        )
         or "top level"
     )
 

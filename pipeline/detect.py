@@ -25,10 +25,11 @@ from pipeline.alerts import (
     severity,
 )
 from pipeline.align import BEGUN, FILL, Columns, Items, Table, has_room, sweep, take
+from pipeline.companions import Scratch
 from pipeline.config import Stream
 from pipeline.episodes import FIRED, NOTHING, RESOLVED, WORSENED
 from pipeline.freezes import frozen_rows
-from pipeline.judge import IS_GONE, JUDGE, SILENCE, UNKNOWN, Verdicts, judge
+from pipeline.judge import IS_GONE, JUDGE, SILENCE, UNKNOWN, Joining, Verdicts, judge
 from pipeline.policy import align_policy, deviations, judge_policy
 from pipeline.ports import Errors, Float32s, Float64s, Int32s, Scorer, Windows
 from pipeline.readings import Decoder, Rejected
@@ -128,6 +129,7 @@ class Detector:
         windows = max(min(_PIECE_ITEMS, _PIECE_BYTES // window_bytes), 2 * self.layout.cells + 4)
         self._items = Items.room(size, windows, self.layout.window_rows, self.layout.features)
         self._verdicts = Verdicts.room(size)
+        self._scratch = Scratch.room(self.layout.window_rows, self.layout.features)
         # Compiled, or loaded, now: a stream may meet its first sweep after hours, and wait for seconds.
         state = self.fresh("", 0)
         sweep(self._table(state), self._align[False], self._items, 0, self._spare)
@@ -246,6 +248,7 @@ class Detector:
                 errors.window,
                 errors.last,
                 deviates,
+                self._joining(state),
                 self._judge,
                 state.decisions.raised(self.stream.alerts),
                 state.counters.attributes,
@@ -272,6 +275,9 @@ class Detector:
         labels = self._labels(piece)
         if labels:
             self._alerts(piece, labels, outputs)
+
+    def _joining(self, state: PartitionState) -> Joining:
+        return Joining(state.series.companions, state.seeds, state.model, self._scratch, np.zeros(3))
 
     def _deviate(self, piece: _Piece, item: int, deviates: NDArray[np.int8]) -> None:
         """Find out whether an item's window deviates enough, and those behind it that may be asked next."""

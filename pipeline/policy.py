@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Ewma, Quantile, Static, Stream
+from pipeline.companions import Parts, weights
+from pipeline.config import Ewma, Joint, Quantile, Static, Stream
 from pipeline.ports import Explanation, Float64s
 from pipeline.records import Int64s
 
@@ -45,6 +46,11 @@ class JudgePolicy(NamedTuple):
     quantile: float
     """The share of rows at or below the quantile, or 0 for mean + k standard deviations."""
     margin: float
+    joint_line: float
+    """The line of the joined score, or 0 where the error alone is judged."""
+    error_weight: float
+    """How much a row weighs among the errors, and the shapes, once they rest on many."""
+    level_weight: float
     memory_ns: float
     adapt_ns: int
     asks_deviation: bool
@@ -105,11 +111,15 @@ def judge_policy(stream: Stream) -> JudgePolicy:
     """The threshold and alert rules of a stream."""
     threshold, rules = stream.threshold, stream.alerts
     rolling = None if isinstance(threshold, Static) else threshold
+    error_weight, level_weight = weights(len(stream.feature_names))
     return JudgePolicy(
         static_line=threshold.value if isinstance(threshold, Static) else 0.0,
         k=threshold.k if isinstance(threshold, Ewma) else 0.0,
         quantile=threshold.q if isinstance(threshold, Quantile) else 0.0,
         margin=threshold.margin if isinstance(threshold, Quantile) else 0.0,
+        joint_line=joint_line(stream),
+        error_weight=error_weight if isinstance(threshold, Joint) else 1 - 2 ** (-1 / 1_000),
+        level_weight=level_weight,
         memory_ns=rolling.memory * 1e9 if rolling else 0.0,
         adapt_ns=_ns(rolling.adapt_after) if rolling else ALWAYS,
         asks_deviation=deviations(stream).ask,
@@ -120,6 +130,14 @@ def judge_policy(stream: Stream) -> JudgePolicy:
         refractory_ns=_ns(rules.refractory),
         critical=rules.critical,
     )
+
+
+def joint_line(stream: Stream) -> float:
+    """The joined score that is the line, or 0 where the error alone is judged."""
+    threshold = stream.threshold
+    if not isinstance(threshold, Joint):
+        return 0.0
+    return threshold.line or (0.444 if Parts.of(stream).rarity else 1.0)
 
 
 def deviations(stream: Stream) -> Deviations:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,12 @@ from pipeline.records import (
     TopicPartition,
     TopicSpec,
 )
+
+if TYPE_CHECKING:
+    from pipeline.companions import Seeds
+
+if TYPE_CHECKING:
+    from pipeline.companions import Seeds
 
 Float32s = NDArray[np.float32]
 Float64s = NDArray[np.float64]
@@ -309,10 +315,12 @@ class Calibrated:
         model: int32[n]; index of a stacked model, or of the shared fallback.
         calibration: float64[n, 5]: mean and standard deviation of the window error, the same of the last
             row's error, and the number of held-out rows they were measured on.
+        seeds: what the bundle knows of the rows of all its models, by model; the same object each time.
     """
 
     model: Int32s
     calibration: Float64s
+    seeds: Seeds
 
 
 class Scorer(Protocol):

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.accounting import Bin, Counters
+from pipeline.companions import SCALARS, Companions, Parts, Seeds
 from pipeline.config import Quantile, Stream
 from pipeline.control import NO_DECISIONS, Decisions
 from pipeline.episodes import clear
@@ -28,7 +29,7 @@ from pipeline.ports import Float32s, Float64s, Scorer
 from pipeline.records import BUCKET_ROWS, Int32s, Int64s, PackedRows
 from pipeline.thresholds import BINS
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _SEPARATOR = "\x1f"
 _HELD_READINGS = 16
 """Readings of one cell that are remembered exactly, to know a duplicate."""
@@ -86,6 +87,7 @@ class Arrays(NamedTuple):
             reading that `last` kept, and how many.
         cell_held: int64[S, K, H], metric and time of readings, to know duplicates.
         sketch: float32[S, Q], the quantiles of a rolling threshold that is one (:mod:`pipeline.thresholds`).
+        scalars, level, shapes, uses, apart, counts, rare: see :class:`pipeline.companions.Companions`.
     """
 
     rows: NDArray[np.void]
@@ -100,6 +102,20 @@ class Arrays(NamedTuple):
     cell_count: Int32s
     cell_held: Int64s
     sketch: Float32s
+    scalars: NDArray[np.void]
+    level: Float64s
+    shapes: Float32s
+    uses: Int32s
+    apart: Float64s
+    counts: NDArray[np.uint16]
+    rare: Float64s
+
+    @property
+    def companions(self) -> Companions:
+        """Those of them that are the companions'."""
+        return Companions(
+            self.scalars, self.level, self.shapes, self.uses, self.apart, self.counts, self.rare
+        )
 
 
 @dataclass(frozen=True)
@@ -113,6 +129,7 @@ class Layout:
         sketch: Q, values of a quantile threshold; 0 with any other.
         rows_sha: what a row means, :attr:`pipeline.config.Stream.rows_sha`.
         labels: what the labels of a series are called, which ``rows_sha`` knows, too.
+        parts: the companions that there are.
     """
 
     window_rows: int
@@ -122,11 +139,12 @@ class Layout:
     sketch: int
     rows_sha: str
     labels: tuple[str, ...] = field(default=(), repr=False)
+    parts: Parts = field(default_factory=Parts)
 
     @property
     def name(self) -> str:
         """A digest of the format; equal names are readable as each other."""
-        text = f"{SCHEMA_VERSION} {_ROW} {_CELL} {self}"
+        text = f"{SCHEMA_VERSION} {_ROW} {_CELL} {SCALARS} {self}"
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property
@@ -136,7 +154,7 @@ class Layout:
 
     def same_rows(self, other: Layout) -> bool:
         """Whether they differ in their thresholds alone."""
-        return replace(self, sketch=other.sketch) == other
+        return replace(self, sketch=other.sketch, parts=other.parts) == other
 
     def arrays(self, slots: int) -> Arrays:
         """Empty state for so many slots."""
@@ -154,6 +172,7 @@ class Layout:
             cell_count=np.zeros((s, k, f), np.int32),
             cell_held=np.zeros((s, k, self.held), np.int64),
             sketch=np.zeros((s, self.sketch), np.float32),
+            **Companions.empty(s, self.parts)._asdict(),
         )
 
     @classmethod
@@ -164,7 +183,16 @@ class Layout:
         cells = 0 if events.every is None else int(np.ceil(events.late_s / events.every)) + 2
         held = _HELD_READINGS if events.kind == "wide" else min(4 * features, 256)
         sketch = 2 * BINS if isinstance(stream.threshold, Quantile) else 0
-        return cls(stream.model.window, features, cells, held, sketch, stream.rows_sha, events.labels)
+        return cls(
+            window_rows=stream.model.window,
+            features=features,
+            cells=cells,
+            held=held,
+            sketch=sketch,
+            rows_sha=stream.rows_sha,
+            labels=events.labels,
+            parts=Parts.of(stream),
+        )
 
 
 def _record(fields: list[tuple[str, str]]) -> np.dtype[np.void]:
@@ -226,6 +254,7 @@ class PartitionState:
         keys: the same, as far as it was asked for, by the bytes of a plain key.
         dirty: bool[capacity], changed since the last checkpoint.
         model, calibration: see :class:`pipeline.ports.Calibrated`, by slot.
+        seeds: what the bundle knows of the rows of its models.
         clock_ns: the partition clock.
         next_offset: every record below it is in this state.
         bundle_id: the bundle that the thresholds belong to.
@@ -245,6 +274,7 @@ class PartitionState:
     dirty: NDArray[np.bool_] = field(init=False)
     model: Int32s = field(init=False)
     calibration: NDArray[np.float64] = field(init=False)
+    seeds: Seeds = field(init=False)
     counters: Counters = field(default_factory=Counters)
     live: int = 0
     clock_ns: int = NEVER
@@ -263,6 +293,8 @@ class PartitionState:
         self.dirty = np.zeros(0, bool)
         self.model = np.zeros(0, np.int32)
         self.calibration = np.zeros((0, 5))
+        nothing = np.ones((0, self.layout.features))
+        self.seeds = Seeds.blank(nothing, nothing, self.layout.parts)
 
     @property
     def rows(self) -> NDArray[np.void]:
@@ -327,11 +359,18 @@ class PartitionState:
         self.calibration = np.concatenate([self.calibration, np.zeros((extra, 5))])
 
     def calibrate(self, scorer: Scorer, slots: Sequence[int]) -> None:
-        """Look up the model and calibration of some slots."""
+        """Look up the model and calibration of some slots.
+
+        Raises:
+            ValueError: the model's companions are of another size than this layout's.
+        """
         if slots:
             found = scorer.assign([self.names[slot] or "" for slot in slots])
+            if not found.seeds.suffice(self.layout.parts):
+                raise ValueError(f"the model's companions are too small for {self.layout.parts}")
             self.model[slots] = found.model
             self.calibration[slots] = found.calibration
+            self.seeds = found.seeds
 
     def adopt(self, scorer: Scorer, bundle_id: str) -> None:
         """Change to another bundle: thresholds start again from its calibration."""
@@ -344,7 +383,9 @@ class PartitionState:
     def relay(self, layout: Layout) -> None:
         """Go on in a layout of other thresholds: they start again from the calibration."""
         self.layout = layout
-        self.series = self.series._replace(sketch=layout.arrays(len(self.rows)).sketch)
+        thresholds = {"sketch", *Companions._fields}
+        anew = layout.arrays(len(self.rows))._asdict()
+        self.series = self.series._replace(**{name: anew[name] for name in thresholds})
         self.rows["rows"] = 0.0
         self.dirty |= self.rows["live"] == 1
 

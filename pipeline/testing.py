@@ -6,23 +6,31 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.companions import Parts, Seeds
 from pipeline.ports import Calibrated, Errors, Explanation, Windows
+
+_FEATURES = 16
 
 
 class FakeScorer:
     """A scorer that expects every feature to stand at ``level``, give or take ``spread``.
 
     The error is the mean distance from the level in spreads; the calibration says that ``normal_error``
-    with a tenth of it as standard deviation is usual.
+    with a tenth of it as standard deviation is usual. Its companions begin with a level of ``level``, give or
+    take ``spread``, and with no more, of up to 16 features.
     """
 
     def __init__(self, *, level: float = 0.0, spread: float = 1.0, normal_error: float = 1.0) -> None:
         self._level, self._spread, self._normal_error = level, spread, normal_error
+        every = Parts(joint=True, level=_FEATURES, shapes=_FEATURES, rarity=True)
+        scaling = np.full((1, _FEATURES), level), np.full((1, _FEATURES), spread)
+        self._seeds = Seeds.blank(*scaling, every)
 
     def assign(self, series: Sequence[str]) -> Calibrated:
         """Model 0 for everyone."""
         usual = [self._normal_error, self._normal_error / 10] * 2
-        return Calibrated(np.zeros(len(series), np.int32), np.tile([*usual, 1_000.0], (len(series), 1)))
+        everyone = np.zeros(len(series), np.int32)
+        return Calibrated(everyone, np.tile([*usual, 1_000.0], (len(series), 1)), self._seeds)
 
     def score(self, windows: Windows) -> Errors:
         """Mean distance from the level over the window, and over its last row."""

@@ -2,9 +2,9 @@
 
 With the policy `ewma`: two exponentially weighted moments for the window's error, two for the last row's own
 error; the line is mean + k standard deviations. An average over all rows first (weight 1/n), then a half-life
-that is the longer of 1,000 rows and ``memory`` (Welford's update with a weight, as in Finch 2009,
-"Incremental calculation of weighted mean and variance", section 9). With `quantile`: a multiple of a quantile
-of either, by sketches that forget alike.
+that is the longer of 1,000 rows and ``memory`` (:mod:`pipeline.moments`). With `quantile`: a multiple of a
+quantile of either, by sketches that forget alike. With `joint` the moments are those of `ewma`, and what is
+held against a line of its own is :mod:`pipeline.companions`'.
 """
 
 from __future__ import annotations
@@ -12,13 +12,9 @@ from __future__ import annotations
 import math
 
 from pipeline.kernels import Row, kernel
+from pipeline.moments import LEAST_SPREAD, moved
 from pipeline.policy import JudgePolicy
 from pipeline.ports import Float32s, Float64s
-
-_ROW_WEIGHT = 1 - 2 ** (-1 / 1_000)
-_LEAST_SPREAD = 0.05
-"""A model that reproduces a constant signal has errors with no spread at all; without a floor, relative to
-their mean, the next rounding error would be an anomaly."""
 
 BINS = 28
 """Of each of a series' two sketches: 224 bytes."""
@@ -39,7 +35,7 @@ def line(mean: float, variance: float, sketch: Float32s, policy: JudgePolicy) ->
         return policy.static_line
     if policy.quantile > 0:
         return policy.margin * _quantile(mean, sketch, policy.quantile) + 1e-9
-    return mean + policy.k * max(math.sqrt(variance), _LEAST_SPREAD * mean) + 1e-9
+    return mean + policy.k * max(math.sqrt(variance), LEAST_SPREAD * mean) + 1e-9
 
 
 @kernel
@@ -72,26 +68,26 @@ def start_again(
 
 
 @kernel
+def most(row: Row, time_ns: int, policy: JudgePolicy) -> float:
+    """How much a row weighs at most, by the time since the one before and ``memory``."""
+    if policy.memory_ns == 0:
+        return 1.0
+    elapsed = (time_ns - row.judged_ns) / policy.memory_ns
+    return -math.expm1(-math.log(2.0) * elapsed)
+
+
+@kernel
 def learn(
-    row: Row, sketch: Float32s, error: float, last_error: float, time_ns: int, policy: JudgePolicy
+    row: Row, sketch: Float32s, error: float, last_error: float, weight: float, policy: JudgePolicy
 ) -> None:
-    """Let one row's errors move the moments, or the quantiles."""
-    weight = _ROW_WEIGHT
-    if policy.memory_ns > 0:
-        elapsed = (time_ns - row.judged_ns) / policy.memory_ns
-        weight = min(weight, -math.expm1(-math.log(2.0) * elapsed))
-    weight = max(weight, 1.0 / (row.rows + 1.0))
+    """Let one row's errors move the moments, or the quantiles, by its ``weight``."""
     row.rows += 1.0
     if policy.quantile > 0:
         _count(sketch[:BINS], row.error_mean, error, weight)
         _count(sketch[BINS:], row.last_mean, last_error, weight)
         return
-    step = error - row.error_mean
-    row.error_mean += weight * step
-    row.error_variance = (1.0 - weight) * (row.error_variance + weight * step * step)
-    step = last_error - row.last_mean
-    row.last_mean += weight * step
-    row.last_variance = (1.0 - weight) * (row.last_variance + weight * step * step)
+    row.error_mean, row.error_variance = moved(row.error_mean, row.error_variance, error, weight)
+    row.last_mean, row.last_variance = moved(row.last_mean, row.last_variance, last_error, weight)
 
 
 # Quantiles: shares of rows by the height of their error, in bins whose edges grow by _GROWTH each, as in
@@ -118,7 +114,7 @@ def _count(sketch: Float32s, scale: float, error: float, weight: float) -> None:
 @kernel
 def _seed(sketch: Float32s, mean: float, deviation: float) -> None:
     """Begin with a normal distribution."""
-    deviation = max(deviation, _LEAST_SPREAD * mean, 1e-12) * math.sqrt(2.0)
+    deviation = max(deviation, LEAST_SPREAD * mean, 1e-12) * math.sqrt(2.0)
     below = 0.0
     for n in range(BINS):
         up_to = 0.5 * (1.0 + math.erf((_edge(mean, n + 1) - mean) / deviation)) if n < BINS - 1 else 1.0

@@ -165,6 +165,7 @@ def other_settings(draw: st.DrawFn, policy: Stream) -> Stream:
                 {"policy": "static", "value": 1.7},
                 {"policy": "ewma", "k": 9},
                 {"policy": "quantile", "q": 0.9},
+                {"policy": "joint", "line": 0.5, "shapes": draw(st.booleans())},
             ]
         )
     )

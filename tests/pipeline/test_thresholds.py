@@ -11,10 +11,12 @@ from feeding import COMPILED, Feed, S, reading, stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.moments import pace
 from pipeline.policy import JudgePolicy, judge_policy
+from pipeline.ports import Float32s
 from pipeline.series import Layout
 from pipeline.testing import FakeScorer
-from pipeline.thresholds import BINS, learn, line, start, start_again
+from pipeline.thresholds import BINS, learn, line, most, start, start_again
 
 HOUR = 3_600 * S
 NO_SKETCH = np.zeros(0, np.float32)
@@ -28,6 +30,20 @@ def started(mean: float, sd: float, rows: float) -> np.void:
     row: np.void = Layout(2, 1, 0, 1, 0, "").arrays(1).rows[0]
     start(row, NO_SKETCH, np.array([mean, sd, 2 * mean, 2 * sd, rows]), a_policy())
     return row
+
+
+def learned(
+    row: np.void,
+    error: float,
+    last_error: float,
+    time_ns: int,
+    policy: JudgePolicy,
+    sketch: Float32s = NO_SKETCH,
+) -> None:
+    """Let a row of so late teach."""
+    weight = pace(min(policy.error_weight, most(row, time_ns, policy)), row["rows"])
+    learn(row, sketch, error, last_error, weight, policy)
+    row["judged_ns"] = time_ns
 
 
 def test_the_line_is_the_mean_plus_k_standard_deviations() -> None:
@@ -78,8 +94,7 @@ def test_the_moments_are_the_weighted_moments_of_all_errors(
     now, weights = 0, []
     for n, (error, last, elapsed_s) in enumerate(errors):
         now += elapsed_s * S
-        learn(row, NO_SKETCH, error, last, now, policy)
-        row.judged_ns = now
+        learned(row, error, last, now, policy)
         by_rows = 1 - 0.5 ** (1 / 1_000)
         by_time = 1 - 0.5 ** (elapsed_s / memory_s) if memory_s else by_rows
         weights.append(max(min(by_rows, by_time), 1 / (rows + n + 1)))
@@ -98,7 +113,7 @@ def test_at_first_the_line_is_the_average_over_all_rows() -> None:
     row, policy = started(1.0, 0.0, 10), a_policy(memory="0s")
 
     for n in range(30):
-        learn(row, NO_SKETCH, 5.0, 5.0, n * S, policy)
+        learned(row, 5.0, 5.0, n * S, policy)
 
     assert row.error_mean == pytest.approx((10 * 1.0 + 30 * 5.0) / 40)
 
@@ -107,8 +122,7 @@ def forgotten_half(policy: JudgePolicy, elapsed_ns: int, rows: int) -> float:
     """How much of an old mean of 0 is left after so many rows with an error of 1."""
     row = started(0.0, 0.0, 1e12)
     for n in range(1, rows + 1):
-        learn(row, NO_SKETCH, 1.0, 1.0, n * elapsed_ns, policy)
-        row.judged_ns = n * elapsed_ns
+        learned(row, 1.0, 1.0, n * elapsed_ns, policy)
     return 1.0 - float(row.error_mean)
 
 
@@ -133,7 +147,7 @@ class TestQuantiles:
         row, sketch = arrays.rows[0], arrays.sketch[0]
         start(row, sketch, np.array([mean, sd, mean, sd, rows]), self.policy)
         for n, error in enumerate(errors):
-            learn(row, sketch, error, 3 * error, n * S, self.policy)
+            learned(row, error, 3 * error, n * S, self.policy, sketch)
         assert sketch[:BINS].sum() == pytest.approx(1.0, abs=1e-3)
         return line(row.error_mean, row.error_variance, sketch[:BINS], self.policy)
 

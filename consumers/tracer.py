@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.alerts import (
     DeadLetter,
     FeatureEvidence,
+    Joined,
     Severity,
     Source,
     State,
@@ -23,7 +24,7 @@ from pipeline.alerts import (
     timestamp,
 )
 from pipeline.align import FILL, ROW
-from pipeline.config import AlertRules, Direction, Ewma, Quantile, Static
+from pipeline.config import AlertRules, Direction, Ewma, Joint, Quantile, Static
 from pipeline.control import ControlLog, Standing
 from pipeline.detect import Detector, Imposed, Outputs, _Piece
 from pipeline.episodes import FIRES, FIRING, PENDING, frozen
@@ -61,14 +62,17 @@ class _Told(BaseModel):
 class Line(_Told):
     """The threshold as the row met it, before it learned from it."""
 
-    value: Annotated[float, Field(description="the window's error that was the line, as raised")]
+    value: Annotated[float, Field(description="the window's error, or the joined score, that was the line")]
     last_value: Annotated[float, Field(description="the same for the last row's own error")]
-    policy: Annotated[Ewma | Quantile | Static, Field(discriminator="policy")]
-    mean: Annotated[float | None, Field(description="rolling mean of the error; only `ewma` has one")]
-    sd: Annotated[float | None, Field(description="rolling standard deviation; only `ewma` has one")]
+    policy: Annotated[Ewma | Quantile | Static | Joint, Field(discriminator="policy")]
+    mean: Annotated[float | None, Field(description="rolling mean of the error; only of `ewma` and `joint`")]
+    sd: Annotated[float | None, Field(description="rolling standard deviation; only of these")]
     quantile: Annotated[float | None, Field(description="the rolling quantile; only `quantile` has one")]
     rows: Annotated[int | None, Field(description="rows they rest on, those of the calibration included")]
     raised: Annotated[float, Field(description="what false alarms multiply the line by")]
+    grown: Annotated[
+        float | None, Field(description="by how much the series' own alerts raise it; only `joint` has it")
+    ]
     false_alarms: int
     accepted: Annotated[bool, Field(description="somebody accepted a new normal, which begins with this row")]
 
@@ -124,9 +128,10 @@ class Judgement(_Told):
 
     error: Annotated[float, Field(description="mean reconstruction error of the window")]
     last_error: Annotated[float, Field(description="of the last row alone")]
-    score: Annotated[float, Field(description="error over the line; 1 is the line")]
+    score: Annotated[float, Field(description="error, or joined score, over the line; 1 is the line")]
     last_score: float
     line: Line
+    joined: Annotated[Joined | None, Field(description="what the score was made of; only `joint` has it")]
     features: Annotated[list[FeatureEvidence], Field(description="largest contribution first")]
     rule: Rule
     deviation: Annotated[
@@ -281,7 +286,7 @@ class Tracer(Detector):
             return rows[slot]
 
         met = go_on(0, item)
-        found, threshold = _episode(met), self._line(piece, item, met, sketch[slot])
+        found, threshold = _episode(met), self._line(piece, item, met, before)
         after = go_on(item, item + 1)
         at, rule = timestamp(time_ns), RULES[out.rule[item]]
         features = self._evidence(piece.scorer, piece.windows, np.array([window], np.int32))[0]
@@ -297,6 +302,7 @@ class Tracer(Detector):
             score=float(out.score[item]),
             last_score=float(out.last_score[item]),
             line=threshold,
+            joined=self._joined(out.channels[item]),
             features=features,
             rule=rule,
             deviation=self._deviation(features[0], enough=bool(deviates[window])),
@@ -327,29 +333,36 @@ class Tracer(Detector):
             deviates[mine] = self._deviations.enough(why)
         return deviates
 
-    def _line(self, piece: _Piece, item: int, met: Row, sketch: Float32s) -> Line:
+    def _line(self, piece: _Piece, item: int, met: Row, before: PartitionState) -> Line:
         """The line as :func:`pipeline.judge.judge` holds the row against it."""
         state, policy, settings = piece.state, self._judge, self.stream.threshold
         slot, window = int(self._items.slot[item]), int(self._items.window[item])
-        row, sketch, accepted = met.copy(), sketch.copy(), bool(met.rows == ACCEPTED)
+        row, sketch, accepted = met.copy(), before.series.sketch[slot].copy(), bool(met.rows == ACCEPTED)
+        joint = isinstance(settings, Joint)
+        grown = float(before.series.scalars["grown"][slot, 0]) if joint else 0.0
         if row.rows == 0.0:
             start(row, sketch, state.calibration[slot], policy)
         if accepted:
             error, last = piece.errors.window[window], piece.errors.last[window]
             start_again(row, sketch, state.calibration[slot], error, last, policy)
         raised = state.decisions.raised(self.stream.alerts)
-        height = line(row.error_mean, row.error_variance, sketch[:BINS], policy)
+        height = policy.joint_line * (1.0 + grown)
+        last_height = height
+        if not joint:
+            height = line(row.error_mean, row.error_variance, sketch[:BINS], policy)
+            last_height = line(row.last_mean, row.last_variance, sketch[BINS:], policy)
         rolling = not isinstance(settings, Static)
         moments = rolling and not isinstance(settings, Quantile)
         return Line(
             value=raised * height,
-            last_value=raised * line(row.last_mean, row.last_variance, sketch[BINS:], policy),
+            last_value=raised * last_height,
             policy=settings,
             mean=float(row.error_mean) if moments else None,
             sd=float(row.error_variance) ** 0.5 if moments else None,
             quantile=height / settings.margin if isinstance(settings, Quantile) else None,
             rows=int(row.rows) if rolling else None,
             raised=raised,
+            grown=grown if joint else None,
             false_alarms=state.decisions.false_alarms,
             accepted=accepted,
         )

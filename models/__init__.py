@@ -2,6 +2,7 @@
 
 from models.autoencoder import Autoencoder
 from models.bundle import Bundle, load, save
+from models.codec import Codec, Restored
 from models.registry import Registry
 from models.samples import SeriesRows
 from models.scorer import StackScorer
@@ -11,9 +12,11 @@ from models.training import Progress, rows_needed, train
 __all__ = [
     "Autoencoder",
     "Bundle",
+    "Codec",
     "ModelSpec",
     "Progress",
     "Registry",
+    "Restored",
     "SeriesRows",
     "StackScorer",
     "load",

@@ -5,7 +5,7 @@ Training calibrates with it, loading checks the canary with it, and the scorer i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -112,25 +112,52 @@ class Stack:
 
     def explain(self, windows: Windows) -> Explanation:
         """Observed and expected values in the features' own units, and each feature's share of the error."""
-        median = self.scaling.median[windows.model][:, None, :]
-        spread = self.scaling.spread[windows.model][:, None, :]
         observed = windows.anchor[:, None, :] + windows.tail
-        with np.errstate(over="ignore"):
-            target = ((observed - median) / spread).clip(-TARGET_CLIP, TARGET_CLIP)
-        inputs = torch.from_numpy(target.clip(-INPUT_CLIP, INPUT_CLIP).astype(np.float32))
-        rebuilt = np.empty_like(target)
-        with torch.inference_mode():
-            networks = self.network_of[windows.model]
-            for network in np.unique(networks).tolist():
-                mine = np.flatnonzero(networks == network)
-                flat = inputs[torch.from_numpy(mine)].view(1, len(mine), -1)
-                output = self.network.pick(slice(network, network + 1)).reconstruct(flat)
-                rebuilt[mine] = output.view(len(mine), *target.shape[1:]).numpy()
+        target = self._scaled(windows.model, observed)
+        rebuilt = self._each(windows.model, _inputs(target), Autoencoder.reconstruct).reshape(target.shape)
         by_feature = np.abs(target - rebuilt).sum(axis=1)
         total = by_feature.sum(axis=1, keepdims=True)
         even = np.full_like(by_feature, 1 / target.shape[2])
         share = np.divide(by_feature, total, out=even, where=total > 0)
-        return Explanation(observed, rebuilt * spread + median, share)
+        return Explanation(observed, self._unscaled(windows.model, rebuilt), share)
+
+    def encode(self, model: Int32s, windows: Float64s) -> Float32s:
+        """The codes float32[n, code] of windows float64[n, W, F] in the features' own units."""
+        return self._each(model, _inputs(self._scaled(model, windows)), Autoencoder.encode)
+
+    def decode(self, model: Int32s, codes: Float32s) -> Float64s:
+        """The windows float64[n, W, F], in the features' own units, of codes float32[n, code]."""
+        flat, features = self._each(model, codes, Autoencoder.decode), self.scaling.median.shape[1]
+        return self._unscaled(model, flat.reshape(len(flat), flat.shape[1] // features, features))
+
+    def _scaled(self, model: Int32s, windows: Float64s) -> Float64s:
+        """Windows float64[n, W, F] in units of their models' spreads, clipped as targets are."""
+        with np.errstate(over="ignore"):  # what overflows is clipped
+            scaled: Float64s = windows - self.scaling.median[model][:, None]
+            scaled /= self.scaling.spread[model][:, None]
+        return scaled.clip(-TARGET_CLIP, TARGET_CLIP)
+
+    def _unscaled(self, model: Int32s, windows: Float32s) -> Float64s:
+        """The same in the features' own units."""
+        own: Float64s = windows * self.scaling.spread[model][:, None] + self.scaling.median[model][:, None]
+        return own
+
+    def _each(
+        self, model: Int32s, values: Float32s, does: Callable[[Autoencoder, Tensor], Tensor]
+    ) -> Float32s:
+        """What each row's own network does with it: float32[n, values in] to float32[n, values out]."""
+        owner = self.network_of[model]
+        order = np.argsort(owner, kind="stable")
+        given, networks = torch.from_numpy(values[order]), np.unique(owner).tolist() or [0]
+        ends = np.searchsorted(owner[order], networks, side="right").tolist()
+        with torch.inference_mode():
+            made = [
+                does(self.network.pick(slice(network, network + 1)), given[None, first:end])[0]
+                for network, first, end in zip(networks, [0, *ends], ends, strict=False)
+            ]
+            restored = torch.empty(len(values), made[0].shape[1])
+            restored[torch.from_numpy(order)] = torch.cat(made)
+        return restored.numpy()
 
     def _reconstruct(self, networks: Int64s, inputs: Tensor) -> Tensor:
         """Inputs float32[G, P, W x F] by the networks int64[G]."""
@@ -148,6 +175,12 @@ class Stack:
         with np.errstate(over="ignore"):
             offset: Float64s = (windows.anchor - self.scaling.median[model]) / self.scaling.spread[model]
         return offset.clip(-_FLOAT32_SAFE, _FLOAT32_SAFE).astype(np.float32)
+
+
+def _inputs(target: Float64s) -> Float32s:
+    """What networks see of scaled windows float64[n, W, F], flat: float32[n, W x F]."""
+    count, rows, features = target.shape
+    return target.clip(-INPUT_CLIP, INPUT_CLIP).astype(np.float32).reshape(count, rows * features)
 
 
 def _blocks(network: Int32s, per_block: int) -> Iterator[Block]:

@@ -19,6 +19,7 @@ from models.samples import (
     Pool,
     SeriesRows,
     Split,
+    as_windows,
     evenly,
     pool,
     split,
@@ -244,12 +245,8 @@ def _train_all(
 
 
 def _windows(raw: Float64s, model: int) -> Windows:
-    """Raw windows float64[n, W, F] as the detect step hands them over."""
-    anchor = raw[:, -1].copy()
-    largest = float(np.finfo(np.float32).max)
-    with np.errstate(over="ignore"):  # differences near the end of float64 are clipped like any other
-        tail = (raw - anchor[:, None]).clip(-largest, largest).astype(np.float32)
-    return Windows(tail, anchor, np.full(len(raw), model, np.int32))
+    """Raw windows float64[n, W, F] of one model."""
+    return as_windows(raw, np.full(len(raw), model, np.int32))
 
 
 def _calibrate(errors: Errors) -> Float64s:

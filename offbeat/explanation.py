@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from math import isfinite
 
 from consumers.tracer import Episode, Judgement, Line, SilenceAt, Trace
-from pipeline.config import Ewma, Quantile, Static
-from pipeline.figures import measured, number
+from pipeline.config import Ewma, Joint, Quantile, Static
+from pipeline.figures import joined, measured, number
+
+_WORTH_TELLING = 0.005
 
 
 def when(time: datetime) -> str:
@@ -62,7 +64,8 @@ def _why_not(trace: Trace) -> str:
 
 
 def _figures(found: Judgement) -> str:
-    return f"score {found.score:.2f} (error {found.error:.4g} over threshold {found.line.value:.4g})"
+    against = f"error {found.error:.4g} over threshold {found.line.value:.4g}"
+    return f"score {found.score:.2f} ({joined(found.joined) if found.joined else against})"
 
 
 def _verdict(found: Judgement, at: datetime) -> str:
@@ -124,6 +127,8 @@ def _more(found: Judgement) -> Iterator[str]:
     if line.raised != 1.0:
         alarms = f"{line.false_alarms} false alarm{'s' * (line.false_alarms != 1)}"
         yield f"The threshold is raised by {line.raised - 1:.0%} on account of {alarms}."
+    if line.grown is not None and line.grown >= _WORTH_TELLING:
+        yield f"The line is raised by {line.grown:.0%} on account of the series' own alerts before."
     if found.frozen_by is not None:
         each = found.frozen_by
         yield (
@@ -181,9 +186,20 @@ def facts(trace: Trace) -> list[tuple[str, str]]:
 
 def _judged(found: Judgement) -> Iterator[tuple[str, str]]:
     line = found.line
-    yield "error", f"{found.error:.4g}, the line at {line.value:.4g}: score {found.score:.4g}"
-    last = f"{found.last_error:.4g}, the line at {line.last_value:.4g}: score {found.last_score:.4g}"
-    yield "last row alone", last
+    if found.joined is None:
+        yield "error", f"{found.error:.4g}, the line at {line.value:.4g}: score {found.score:.4g}"
+        last = f"{found.last_error:.4g}, the line at {line.last_value:.4g}: score {found.last_score:.4g}"
+        yield "last row alone", last
+    else:
+        joint = found.score * line.value
+        yield "joined score", f"{joint:.4g}, the line at {line.value:.4g}: score {found.score:.4g}"
+        for each in found.joined.channels:
+            yield each.name, f"{each.z:.4g} sd from what is usual, {each.share:.0%} of the joined score"
+        if found.joined.rarity is not None:
+            root = found.joined.rarity**0.5
+            yield "rarity", f"{found.joined.rarity:.4g}, which multiplies it by {root:.4g}"
+        yield "error", f"{found.error:.4g} (last row alone: {found.last_error:.4g})"
+        yield "last row alone", f"score {found.last_score:.4g}"
     yield "threshold", _line(line)
     yield "learned", "yes" if found.taught else "no"
     yield "rule", found.rule
@@ -201,6 +217,10 @@ def _line(line: Line) -> str:
             made = f"ewma: mean {number(line.mean or 0.0)} + {k:g} x sd {number(line.sd or 0.0)}"
         case Quantile(q=q, margin=margin):
             made = f"quantile: {margin:g} x the {q:g} quantile {number(line.quantile or 0.0)}"
+        case Joint():
+            grown = f" x {1 + line.grown:.4g} for its own alerts" if line.grown else ""
+            made = f"joint: {line.value / line.raised / (1 + (line.grown or 0.0)):.4g}{grown}"
+            made += f"; error {number(line.mean or 0.0)} ± {number(line.sd or 0.0)}"
         case Static(value=value):
             made = f"static: {value:g}"
     return f"{made}{rested}{raised}"

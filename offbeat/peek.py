@@ -20,6 +20,26 @@ _EPISODES = {PENDING: "pending", FIRING: "firing"}
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What the companions of a series know, with the policy `joint`.
+
+    Attributes:
+        grown: by how much its own alerts raise the line.
+        levels: mean and standard deviation of each feature, in spreads from the model's median.
+        prototypes: shapes that are remembered.
+        shapes_mean, shapes_sd: of how far the newest rows are from them.
+        levels_seen: rows counted by the height of their level; None where rarity is off.
+    """
+
+    grown: float
+    levels: dict[str, tuple[float, float]]
+    prototypes: int
+    shapes_mean: float
+    shapes_sd: float
+    levels_seen: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One series as it was at the last checkpoint.
 
@@ -27,7 +47,8 @@ class Row:
         partition, next_offset: every record of the partition below the offset is in this row.
         rows: judged rows that the moments rest on, those of the calibration included; 0 before the first.
         mean, sd: of the window's error; ``last_mean`` and ``last_sd`` of the last row's own.
-        threshold: the error that is the line now; None before the first judged row.
+        threshold: the error, or joined score, that is the line now; None before the first judged row.
+        known: None without companions.
         raised: what false alarms multiply it by, which is in it.
         episode: ``none``, ``pending`` or ``firing``.
         peak: highest score of the open episode, None without one.
@@ -46,6 +67,7 @@ class Row:
     last_mean: float
     last_sd: float
     threshold: float | None
+    known: Known | None
     raised: float
     episode: str
     episode_since: datetime | None
@@ -108,7 +130,11 @@ def _rows(
         fixed = isinstance(stream.threshold, Static)
         open_episode = int(row["episode"]) == FIRING
         window = state.window(slot)
-        error = float(line(row["error_mean"], row["error_variance"], sketch[slot][:BINS], policy))
+        known = _known(state, slot, stream) if state.layout.parts.joint else None
+        if known is not None:
+            height = policy.joint_line * (1.0 + known.grown)
+        else:
+            height = float(line(row["error_mean"], row["error_variance"], sketch[slot][:BINS], policy))
         yield Row(
             series=name,
             labels=dict(zip(stream.events.labels, state.labels[slot], strict=False)),
@@ -120,7 +146,8 @@ def _rows(
             sd=float(row["error_variance"]) ** 0.5,
             last_mean=float(row["last_mean"]),
             last_sd=float(row["last_variance"]) ** 0.5,
-            threshold=raised * error if judged or fixed else None,
+            threshold=raised * height if judged or fixed else None,
+            known=known,
             raised=raised,
             episode=_EPISODES.get(int(row["episode"]), "none"),
             episode_since=timestamp(int(row["start_ns"])) if open_episode else None,
@@ -132,3 +159,19 @@ def _rows(
             window_rows=stream.model.window,
             values=dict(zip(stream.feature_names, window[-1].tolist(), strict=True)) if len(window) else {},
         )
+
+
+def _known(state: PartitionState, slot: int, stream: Stream) -> Known:
+    now, parts = state.series.companions, state.layout.parts
+    mine, level = now.scalars[slot, 0], now.level[slot].reshape(-1, 3)
+    return Known(
+        grown=float(mine["grown"]),
+        levels={
+            name: (float(mean), float(variance) ** 0.5)
+            for name, (mean, variance, _) in zip(stream.feature_names, level, strict=False)
+        },
+        prototypes=int(mine["stored"]) if parts.shapes else 0,
+        shapes_mean=float(mine["shape_mean"]),
+        shapes_sd=float(mine["shape_variance"]) ** 0.5,
+        levels_seen=int(now.counts[slot].sum()) if parts.rarity else None,
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.alerts import Alert, FeatureEvidence
 from pipeline.control import Feedback, Standing
-from pipeline.figures import measured
+from pipeline.figures import joined, measured
 from pipeline.silences import Span
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -101,7 +101,8 @@ def facts(
     for each in revisions:
         figures = ""
         if each.score is not None and each.error is not None and each.threshold is not None:
-            figures = f", score {each.score:.2f} (error {each.error:.4g} over threshold {each.threshold:.4g})"
+            against = f"error {each.error:.4g} over threshold {each.threshold:.4g}"
+            figures = f", score {each.score:.2f} ({joined(each.joined) if each.joined else against})"
         record = f"record {each.source.topic}[{each.source.partition}] offset {each.source.offset}"
         found.append((each.state, f"{each.at:%Y-%m-%d %H:%M:%S.%f UTC}: {each.reason}{figures}, {record}"))
     if last.peak_score is not None:

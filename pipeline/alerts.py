@@ -42,6 +42,24 @@ class FeatureEvidence(_Record):
     window_expected: list[float]
 
 
+class Channel(_Record):
+    """One of the things that were joined into a score."""
+
+    name: Literal["autoencoder", "level", "shapes"]
+    z: Annotated[float, Field(description="standard deviations above what is usual of it; of a level, away")]
+    share: Annotated[float, Field(description="what it adds to the score; all sum to 1, or to 0")]
+
+
+class Joined(_Record):
+    """What a joined score was made of."""
+
+    channels: Annotated[list[Channel], Field(description="largest share first; without those that are off")]
+    rarity: Annotated[
+        float | None,
+        Field(description="how rare the level is, at most 1: its root times the channels is the score"),
+    ]
+
+
 class Source(_Record):
     """The record behind an alert's newest row."""
 
@@ -100,12 +118,19 @@ class Alert(_Record):
     severity: Annotated[
         Severity, Field(description="the highest so far: `critical` from a score of `alerts.critical` on")
     ]
-    score: Annotated[float | None, Field(description="error over threshold; 1 is the line")]
+    score: Annotated[float | None, Field(description="error, or joined score, over threshold; 1 is the line")]
     peak_score: Annotated[float | None, Field(description="highest score of the episode so far")]
     error: float | None
     threshold: Annotated[
-        float | None, Field(description="the error that was the line, raised by false alarms included")
+        float | None,
+        Field(
+            description="the error that was the line, raised by false alarms included; of the policy `joint` "
+            "the line of the joined score"
+        ),
     ]
+    joined: Annotated[
+        Joined | None, Field(description="what the score was made of; only the policy `joint` has it")
+    ] = None
     features: Annotated[
         list[FeatureEvidence],
         Field(

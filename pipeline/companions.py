@@ -10,7 +10,8 @@ rows give the same bits in any batching. The constants were found by experiment 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ _HALF_LIFE, _LEVEL_HALF_LIFE, _HALF_LIFE_OF_MANY = 2_000, 1_000, 20_000
 """Rows; of streams with many features all moments forget slowly."""
 _ERROR_AT_ONE, _LEVEL_AT_ONE, _SHAPES_AT_ONE = 2.25, 4.7, 2.7
 """Standard deviations by which a channel alone makes a joined score of 1."""
+CHANNELS: tuple[Literal["autoencoder", "level", "shapes"], ...] = ("autoencoder", "level", "shapes")
 _HIGHEST = 50.0
 
 _REGIME_Z, _REGIME_WEIGHT = 2.0, 0.05
@@ -207,6 +209,13 @@ def shape_values(window_rows: int, features: int) -> int:
 def scaled(value: float, median: float, spread: float) -> float:
     """A value in units of its feature's spread."""
     return min(max((float(value) - float(median)) / float(spread), -_FARTHEST), _FARTHEST)
+
+
+def shares(z: Sequence[float]) -> list[float]:
+    """What each of the ``CHANNELS`` adds to a joined score; they sum to 1, or to 0 where none does."""
+    at_one = (_ERROR_AT_ONE, _LEVEL_AT_ONE, _SHAPES_AT_ONE)
+    powers = [(max(each, 0.0) / one) ** 4 for each, one in zip(z, at_one, strict=True)]
+    return [each / (sum(powers) or 1.0) for each in powers]
 
 
 @kernel

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from pipeline.accounting import Bin
 from pipeline.alerts import (
     Alert,
+    Channel,
     DeadLetter,
     FeatureEvidence,
+    Joined,
     Kind,
     Reason,
     Transition,
@@ -25,7 +27,7 @@ from pipeline.alerts import (
     severity,
 )
 from pipeline.align import BEGUN, FILL, Columns, Items, Table, has_room, sweep, take
-from pipeline.companions import Scratch
+from pipeline.companions import CHANNELS, Scratch, shares
 from pipeline.config import Stream
 from pipeline.episodes import FIRED, NOTHING, RESOLVED, WORSENED
 from pipeline.freezes import frozen_rows
@@ -365,10 +367,25 @@ class Detector:
                     peak_score=None if silent else float(out.peak[change]),
                     error=float(errors.window[window[change]]) if judged else None,
                     threshold=float(out.threshold[item]) if judged else None,
+                    joined=self._joined(out.channels[item]) if judged else None,
                     features=evidence[change],
                     bundle=state.bundle_id,
                 )
             )
+
+    def _joined(self, channels: Float64s) -> Joined | None:
+        """What a score was joined from, of :class:`pipeline.judge.Verdicts`."""
+        parts, (*z, rarity) = self.layout.parts, channels.tolist()
+        if not parts.joint:
+            return None
+        there = (True, bool(parts.level), bool(parts.shapes))
+        found = [
+            Channel(name=name, z=each, share=share)
+            for name, each, share, on in zip(CHANNELS, z, shares(z), there, strict=True)
+            if on
+        ]
+        found.sort(key=lambda each: -each.share)
+        return Joined(channels=found, rarity=rarity if parts.rarity else None)
 
     def _evidence(
         self, scorer: Scorer | None, windows: Windows, window: Int32s

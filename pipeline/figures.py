@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from pipeline.alerts import Joined
+
 
 def number(value: float) -> str:
     """A value with the digits that matter, thousands apart."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def joined(of: Joined) -> str:
+    """What a joined score was made of, what adds most first."""
+    channels = [f"{each.name} {each.z:.1f} sd" for each in of.channels]
+    rarity = [] if of.rarity is None else [f"rarity {of.rarity:.2g}"]
+    return ", ".join([*channels, *rarity])
 
 
 def measured(value: float, unit: str) -> str:

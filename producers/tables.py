@@ -1,9 +1,9 @@
-"""Rows of CSV, JSONL and Parquet files, one at a time, with the line they stand on."""
+"""Rows of CSV, JSONL and Parquet files, one at a time, with the line they stand on; and files of columns."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -144,13 +144,7 @@ def _bounded_lines(file: BinaryIO) -> Iterator[bytes | None]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        import pyarrow as pa  # noqa: PLC0415 - optional, and slow to import
-        import pyarrow.parquet as pq  # noqa: PLC0415 - the same
-    except ImportError:
-        raise ConfigError(
-            f"{path}: reading Parquet needs pyarrow; install it with: pip install 'offbeat[parquet]'"
-        ) from None
+    pa, pq = _pyarrow(path, "reading")
     number = 0
     try:
         with pq.ParquetFile(path) as file:
@@ -162,6 +156,17 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise InputError(f"{path}, after row {number}: not readable as Parquet ({error})") from error
 
 
+def _pyarrow(path: Path, doing: str) -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa  # noqa: PLC0415 - optional, and slow to import
+        import pyarrow.parquet as pq  # noqa: PLC0415 - the same
+    except ImportError:
+        raise ConfigError(
+            f"{path}: {doing} Parquet needs pyarrow; install it with: pip install 'offbeat[parquet]'"
+        ) from None
+    return pa, pq
+
+
 def _plain_times(batch: Any, pa: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
     """The batch with every timestamp as UTC microseconds, which Python's datetime can hold."""
     fields = [
@@ -169,6 +174,29 @@ def _plain_times(batch: Any, pa: Any) -> Any:  # noqa: ANN401 - pyarrow has no t
         for field in batch.schema
     ]
     return pa.Table.from_batches([batch]).cast(pa.schema(fields), safe=False)
+
+
+def write(path: Path, columns: Mapping[str, Collection[object]]) -> None:
+    """Write columns of equal length into a new CSV or Parquet file, by its suffix; one that is there goes.
+
+    Raises:
+        InputError: the file cannot be written, or its suffix is another.
+        ConfigError: it is Parquet and pyarrow is not installed.
+    """
+    kind = kind_of(path)
+    if kind == JSONL:
+        raise InputError(f"{path}: results are written as CSV or Parquet; give a name that ends so")
+    try:
+        if kind == PARQUET:
+            pa, pq = _pyarrow(path, "writing")
+            pq.write_table(pa.table(dict(columns)), path)
+            return
+        with path.open("w", encoding="utf-8", newline="") as file:
+            lines = csv.writer(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            lines.writerow(columns)
+            lines.writerows(zip(*columns.values(), strict=True))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def sample(path: Path, size: int) -> list[Row]:

@@ -14,6 +14,7 @@ from offbeat.cli import (
     detect,
     doctor,
     explain,
+    model_files,
     models,
     notifications,
     notify,
@@ -81,6 +82,7 @@ for module in (
     bench,
 ):
     module.add_to(cli)
+model_files.add_to(models.group)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.ports import Broker
 
-group = typer.Typer(no_args_is_help=True, help="List, compare, promote, move and remove trained bundles.")
+group = typer.Typer(no_args_is_help=True, help="Trained bundles: list, compare, promote, move, remove, use.")
 
 StreamName = Annotated[str, typer.Argument(metavar="STREAM", help="The stream.")]
 BundleId = Annotated[
@@ -40,7 +40,7 @@ _DIGITS = 12
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Opened:
+class Opened:
     """What the commands work on."""
 
     config: Config
@@ -51,7 +51,8 @@ class _Opened:
 
 
 @contextmanager
-def _opened(path: Path, stream: str | None, command: str) -> Iterator[_Opened]:
+def opened(path: Path, stream: str | None, command: str) -> Iterator[Opened]:
+    """A stream's bundles, and what was decided about them."""
     from offbeat import app
     from offbeat.controls import Control, who
 
@@ -59,12 +60,12 @@ def _opened(path: Path, stream: str | None, command: str) -> Iterator[_Opened]:
     name = chosen_stream(config, stream)
     with app.open_bus(config.bus) as broker:
         control = Control(config, broker, who(f"offbeat models {command}"))
-        yield _Opened(config, name, app.registry(config), broker, control)
+        yield Opened(config, name, app.registry(config), broker, control)
 
 
 @group.callback()
 def _group() -> None:
-    """List, compare, promote, move and remove trained bundles."""
+    """List, compare, promote, move, remove and use trained bundles."""
 
 
 @group.command("list", epilog="Examples: `offbeat models list`; `offbeat models list pumps --json`")
@@ -72,7 +73,7 @@ def list_(*, stream: StreamArgument = None, config: ConfigFile = DEFAULT_CONFIG,
     """List a stream's bundles, the oldest first, and say which one is in use."""
     from offbeat.bundles import listed
 
-    with _opened(config, stream, "list") as at:
+    with opened(config, stream, "list") as at:
         found = listed(at.registry, at.control.view(), at.stream)
     if json:
         for each in found:
@@ -137,9 +138,9 @@ def show(
     """Show all of one bundle after checking it as a worker would: hashes, shapes, numbers, canary."""
     from offbeat.bundles import Listed
 
-    with _opened(config, stream, "show") as at:
+    with opened(config, stream, "show") as at:
         view = at.control.view()
-        bundle_id = _found(at, bundle)
+        bundle_id = chosen_bundle(at, bundle)
         loaded = at.registry.load(at.stream, bundle_id)
         champions = view.succession(at.stream)
         said = [each for each in view.promotions.get(at.stream, []) if each.bundle == bundle_id]
@@ -172,7 +173,7 @@ def show(
         typer.echo(f"{'promoted':<13} {each.at:%Y-%m-%d %H:%M UTC} by {each.who}: {each.why}")
 
 
-def _found(at: _Opened, bundle: str | None) -> str:
+def chosen_bundle(at: Opened, bundle: str | None) -> str:
     """The id of the bundle that was named, or of the one in use.
 
     Raises:
@@ -203,8 +204,8 @@ def diff(
     """Say how one bundle differs from another, or from the one in use."""
     from offbeat.bundles import difference
 
-    with _opened(config, stream, "diff") as at:
-        names = [_found(at, each) for each in (other, bundle)]
+    with opened(config, stream, "diff") as at:
+        names = [chosen_bundle(at, each) for each in (other, bundle)]
         before, after = (at.registry.load(at.stream, each) for each in names)
     found = difference(before, after)
     if json:
@@ -238,12 +239,12 @@ def promote(*, stream: StreamName, bundle: BundleId, why: Why, config: ConfigFil
 
     Running workers take it up between two batches. It must fit the stream's settings.
     """
-    with _opened(config, stream, "promote") as at:
+    with opened(config, stream, "promote") as at:
         bundle_id = at.registry.find(at.stream, bundle)
         _put_to_use(at, bundle_id, why)
 
 
-def _put_to_use(at: _Opened, bundle_id: str, why: str) -> None:
+def _put_to_use(at: Opened, bundle_id: str, why: str) -> None:
     from models.spec import check_fits
 
     loaded = at.registry.load(at.stream, bundle_id)  # a damaged one would only be refused by the workers
@@ -261,7 +262,7 @@ def rollback(*, stream: StreamName, why: Why, config: ConfigFile = DEFAULT_CONFI
     """Go back to the champion before the one in use; again, and it is the one before that."""
     from offbeat.bundles import before
 
-    with _opened(config, stream, "rollback") as at:
+    with opened(config, stream, "rollback") as at:
         _put_to_use(at, before(at.control.view(), at.stream), f"rolled back: {why}")
 
 
@@ -276,7 +277,7 @@ def export(
     """Write a bundle into one tar file, to keep it or to take it to another installation."""
     from offbeat import bundles
 
-    with _opened(config, stream, "export") as at:
+    with opened(config, stream, "export") as at:
         bundle_id = at.registry.find(at.stream, bundle)
         bundles.export(at.registry, at.stream, bundle_id, file)
     typer.echo(f"bundle {bundle_id[:_DIGITS]} is written to {file} ({file.stat().st_size:,} bytes)")
@@ -294,7 +295,7 @@ def import_(
     """Take a bundle in after checking it whole; it is not put to use."""
     from offbeat import bundles
 
-    with _opened(config, stream, "import") as at:
+    with opened(config, stream, "import") as at:
         bundle_id = bundles.bring(at.registry, at.stream, file)
     typer.echo(
         f"bundle {bundle_id[:_DIGITS]} is in the registry; "
@@ -319,7 +320,7 @@ def gc(
     """
     from offbeat import bundles
 
-    with _opened(config, stream, "gc") as at:
+    with opened(config, stream, "gc") as at:
         view = at.control.view()
         every = bundles.listed(at.registry, view, at.stream)
         needed = set(view.succession(at.stream)) | bundles.replayed(at.config, at.broker, at.stream)

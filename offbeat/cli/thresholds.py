@@ -97,6 +97,19 @@ def _tell(row: Row) -> None:
         "threshold": "none before the first judged row" if row.threshold is None else f"{row.threshold:.4g}",
         "episode": row.episode,
     }
+    if row.known is not None and row.rows:
+        known = row.known
+        levels = ", ".join(f"{name} {mean:.3g} ± {sd:.3g}" for name, (mean, sd) in known.levels.items())
+        said["level"] = f"{levels or 'off'} (spreads from the model's median)"
+        shapes = f"error {known.shapes_mean:.4g} ± {known.shapes_sd:.4g}"
+        said["shapes"] = (
+            f"{known.prototypes} remembered, {shapes}" if known.prototypes else "none yet, or off"
+        )
+        if known.levels_seen is not None:
+            said["rarity"] = f"levels of {known.levels_seen:,} rows counted"
+        said["threshold"] += " for the joined score"
+        if known.grown >= 0.005:
+            said["threshold"] += f" (raised {known.grown:.0%} by its own alerts)"
     if row.raised != 1.0:
         said["threshold"] += f" (raised {row.raised - 1:.0%} by false alarms)"
     if row.episode_since is not None and row.peak is not None:

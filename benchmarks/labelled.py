@@ -26,6 +26,7 @@ import numpy as np  # noqa: E402 - the path comes first
 from numpy.typing import NDArray  # noqa: E402
 
 from models import Bundle, StackScorer, load, save  # noqa: E402
+from models.episodes import LeftOut  # noqa: E402
 from models.history import Part  # noqa: E402
 from models.learning import Source, learn  # noqa: E402
 from models.spec import model_spec  # noqa: E402
@@ -240,7 +241,7 @@ def _learn(data: DataSet, stream: Stream) -> Bundle:
         Source(batches, None, {"files": [each.name for each in data.every]}),
         Part(stream.training.rows),
         _ignore,
-        freezes=[],
+        left_out=LeftOut(),
         created_at="",
     ).bundle
 

@@ -19,7 +19,7 @@ from models.autoencoder import Autoencoder
 from models.kinds import Kind, clipped, misfit, principal
 from models.samples import Int64s
 from models.spec import ModelSpec
-from pipeline.ports import Float32s
+from pipeline.ports import Float32s, Float64s
 
 _BATCH: Final = 64
 _LEARNING_RATE: Final = 2e-3
@@ -47,9 +47,26 @@ class Lesson:
     held_out: Int64s
 
 
-def fit(
-    lessons: Sequence[Lesson], spec: ModelSpec, report: Callable[[float, int, float], None]
-) -> Autoencoder:
+@dataclass(frozen=True, slots=True, eq=False)
+class Check:
+    """How far networks are that learn together.
+
+    Attributes:
+        share: of the steps, 0 to 1.
+        finished: networks that are done.
+        loss: float32[M], on rows that each network learns from; NaN once it is done.
+        held_out_loss: the same on the rows held out.
+        best_loss: float64[M], the lowest of these so far.
+    """
+
+    share: float
+    finished: int
+    loss: Float32s
+    held_out_loss: Float32s
+    best_loss: Float64s
+
+
+def fit(lessons: Sequence[Lesson], spec: ModelSpec, report: Callable[[Check], None]) -> Autoencoder:
     """Train one network a lesson; each keeps the weights of its best check and leaves when it is done.
 
     Networks do not know of each other: what one becomes depends on its lesson and on rounding alone.
@@ -57,8 +74,7 @@ def fit(
     Args:
         lessons: one a network.
         spec: its shape, and how many steps at most.
-        report: called after each check with the share of steps done, how many networks are finished, and
-            the mean of their best held-out losses.
+        report: called after each check.
     """
     kind = spec.family
     if kind.loss is None:
@@ -68,8 +84,9 @@ def fit(
     network = best.of([tensor.clone().requires_grad_() for tensor in best.tensors()])
     optimiser = torch.optim.AdamW(network.tensors(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     windows, base = _all_windows(lessons, spec)
-    held_out = np.stack(
-        [start + _spread(each.held_out, _CHECK_WINDOWS) for start, each in zip(base, lessons, strict=True)]
+    seen, held_out = (
+        np.stack([start + _spread(each, _CHECK_WINDOWS) for start, each in zip(base, some, strict=True)])
+        for some in ([each.train for each in lessons], [each.held_out for each in lessons])
     )
     noise_width = _noise_width(kind, spec)
     check_noise = _noise(random, _CHECK_WINDOWS, noise_width)  # the same in each check, so that they compare
@@ -92,21 +109,22 @@ def fit(
             targets = windows[torch.from_numpy(held_out[active])]
             noise = check_noise[torch.from_numpy(active)]
             loss = kind.loss(network, targets, noise).detach().numpy()
+            seen_loss = kind.loss(network, windows[torch.from_numpy(seen[active])], noise).detach().numpy()
             better = np.flatnonzero(loss < best_loss[active])
             for kept, now in zip(best.tensors(), network.tensors(), strict=True):
                 kept[torch.from_numpy(active[better])] = now[torch.from_numpy(better)]
         best_loss[active[better]] = loss[better]
         best_check[active[better]] = check
 
+        losses = np.full((2, len(lessons)), np.nan, np.float32)
+        losses[:, active] = seen_loss, loss
+
         going = np.flatnonzero(check - best_check[active] < _PATIENCE)
         if len(going) < len(active):
             _drop(optimiser, torch.from_numpy(going))
             active = active[going]
-        report(
-            steps.stop / spec.steps if len(active) else 1.0,
-            len(lessons) - len(active),
-            float(best_loss.mean()),
-        )
+        share = steps.stop / spec.steps if len(active) else 1.0
+        report(Check(share, len(lessons) - len(active), losses[0], losses[1], best_loss.copy()))
         if not len(active):
             break
     return best
@@ -149,21 +167,21 @@ def _noise(random: Sequence[np.random.Generator], windows: int, width: int) -> T
     return torch.from_numpy(noise)
 
 
-def _solve(
-    lessons: Sequence[Lesson], spec: ModelSpec, report: Callable[[float, int, float], None]
-) -> Autoencoder:
+def _solve(lessons: Sequence[Lesson], spec: ModelSpec, report: Callable[[Check], None]) -> Autoencoder:
     """The linear networks that lose the least of their training windows, as :func:`fit` returns them."""
     windows, base = _all_windows(lessons, spec)
     code = spec.encoder_widths()[-1]
-    solved, losses = [], []
+    solved, losses = list[Autoencoder](), np.full((2, len(lessons)), np.nan, np.float32)
     for done, (start, each) in enumerate(zip(base, lessons, strict=True), 1):
         inputs = clipped(windows[start + each.train]).numpy()
         mean, directions = map(torch.from_numpy, principal(inputs, code))
         weights = directions[None], directions.T[None].contiguous()
         biases = -(mean @ directions)[None, None], mean[None, None]
         solved.append(Autoencoder(weights, biases, spec.family.bend))
-        losses.append(float(misfit(solved[-1], windows[None, start + each.held_out])))
-        report(done / len(lessons), done, float(np.mean(losses)))
+        for loss, some in zip(losses, (each.train, each.held_out), strict=True):
+            loss[done - 1] = float(misfit(solved[-1], windows[None, start + _spread(some, _CHECK_WINDOWS)]))
+        best = np.where(np.isnan(losses[1]), np.nanmean(losses[1]), losses[1]).astype(np.float64)
+        report(Check(done / len(lessons), done, losses[0].copy(), losses[1].copy(), best))
     return Autoencoder.join(solved)
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from models.bundle import Bundle
+from models.bundle import Bundle, attach
+from models.episodes import LeftOut
 from models.history import Batches, History, Part, gather, topic_bounds, topic_source
+from models.losses import Curves
+from models.manifest import REPORT_FILES
+from models.page import html
+from models.report import Report
+from models.reporting import make
 from models.spec import ModelSpec
 from models.training import Progress, train
-from pipeline.control import Standing
 from pipeline.detect import Detector
 from pipeline.errors import TooFewRows
+from pipeline.figures import lasting
 from pipeline.ports import Reader
 from pipeline.records import TopicPartition
 
@@ -51,10 +57,17 @@ class Source:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Taught:
-    """What came of learning: the bundle, which nobody keeps or uses yet, and what it was learned from."""
+    """What came of learning.
+
+    Attributes:
+        bundle: which nobody keeps or uses yet; it holds the report.
+        history: what it was learned from.
+        report: how it came about.
+    """
 
     bundle: Bundle
     history: History
+    report: Report
 
 
 def from_topic(reader: Reader, topic: str, since_ms: int | None, until_ms: int | None) -> Source:
@@ -86,18 +99,32 @@ def learn(
     part: Part,
     on_step: OnStep,
     *,
-    freezes: Sequence[Standing],
+    left_out: LeftOut,
     created_at: str,
 ) -> Taught:
     """Train a stream's models on a source.
 
-    Rows within windows of ``freezes`` are left out. What ``on_step`` raises ends the work.
+    What of ``left_out`` is not learned from, :func:`models.history.gather` says.
+    The same records, settings and seed give the same bundle on one machine. What ``on_step`` raises ends the
+    work.
 
     Raises:
         TooFewRows: there is not enough history yet.
         BusDown, InputError: while reading.
     """
-    history = gather(detector, source.batches, part, freezes, _reading(source, part, on_step))
+    history = gather(
+        detector,
+        source.batches,
+        part,
+        left_out,
+        _reading(source, part, on_step),
+    )
+    curves = Curves()
+
+    def on_progress(progress: Progress) -> None:
+        curves.add(progress)
+        on_step(_training(progress))
+
     try:
         bundle = train(
             history.series,
@@ -106,11 +133,13 @@ def learn(
             created_at=created_at,
             scope=detector.stream.model.scope,
             max_models=detector.stream.model.max_models,
-            on_progress=lambda progress: on_step(_training(progress)),
+            on_progress=on_progress,
         )
     except TooFewRows as error:
-        raise _said(detector.name, history, error) from None
-    return Taught(bundle, history)
+        raise _said(spec, detector.name, history, error) from None
+    report = make(bundle, history, curves.losses(), detector.name, detector.stream)
+    reports = dict(zip(REPORT_FILES, (report.json(), html(report)), strict=True))
+    return Taught(attach(bundle, reports), history, report)
 
 
 def _reading(source: Source, part: Part, on_step: OnStep) -> Callable[[int], None]:
@@ -128,14 +157,27 @@ def _reading(source: Source, part: Part, on_step: OnStep) -> Callable[[int], Non
 
 
 def _training(progress: Progress) -> Step:
-    detail = f"{progress.finished} of {progress.networks} models, held-out loss {progress.held_out_loss:.3f}"
+    detail = (
+        f"{progress.finished} of {progress.networks} models done, loss {progress.loss:.3f}, "
+        f"on rows held out {progress.held_out_loss:.3f}"
+    )
     return Step("training", progress.fraction, detail)
 
 
-def _said(stream: str, history: History, error: TooFewRows) -> TooFewRows:
-    """The same with the stream, and with the records and rows that could not be used, where there are any."""
+def _said(spec: ModelSpec, stream: str, history: History, error: TooFewRows) -> TooFewRows:
+    """The same with the stream, how long it takes yet, and what could not be used, where there is any."""
+    rate, account, width = history.rate, history.account, spec.window_rows
+    more = f"; about {lasting((error.need - error.have) / rate)} more at the present rate" if rate else ""
     unread = history.bins.get("dead_lettered", 0) + history.bins.get("corrupt", 0)
-    why = f" ({unread:,} of {history.records:,} records could not be read)" if unread else ""
-    if history.frozen:
-        why += f" ({history.frozen:,} rows are frozen by silences)"
-    return TooFewRows(f"stream {stream!r}{why}: {error}", have=error.have, need=error.need)
+    why = [f"{len(history.accounts):,} series with windows of {width} rows"]
+    why += [f"each gap and each further series costs {width - 1}"]
+    why += [f"{unread:,} of {history.records:,} records could not be read"] * (unread > 0)
+    why += [f"{account.frozen:,} rows are frozen by silences"] * (account.frozen > 0)
+    why += [f"{account.alerts:,} rows are left out because of alerts"] * (account.alerts > 0)
+    return TooFewRows(
+        f"stream {stream!r} has {error.have:,} of {error.need:,} rows to train on{more} ({'; '.join(why)}); "
+        "wait for more rows or choose a smaller window",
+        have=error.have,
+        need=error.need,
+        rate=rate,
+    )

@@ -13,7 +13,7 @@ from models import companions
 from models.autoencoder import Autoencoder
 from models.bundle import CANARY_WINDOWS, Bundle, Canary, seal, series_hash
 from models.cohorts import divide, shape
-from models.fitting import Lesson, fit
+from models.fitting import Check, Lesson, fit
 from models.samples import (
     Int64s,
     Pool,
@@ -49,13 +49,25 @@ class Progress:
         fraction: of the work there is at most, 0 to 1.
         finished: networks that are done.
         networks: all of them, the fallback included.
-        held_out_loss: mean over the block of networks at work, each in its best moment so far.
+        first: the first of those at work, which are numbered in the bundle's order.
+        check: how they are doing.
     """
 
     fraction: float
     finished: int
     networks: int
-    held_out_loss: float
+    first: int
+    check: Check
+
+    @property
+    def loss(self) -> float:
+        """Mean over the networks that still learn, on the rows they learn from."""
+        return float(np.nanmean(self.check.loss))
+
+    @property
+    def held_out_loss(self) -> float:
+        """Mean over the networks at work, each in its best moment so far."""
+        return float(self.check.best_loss.mean())
 
 
 def rows_needed(spec: ModelSpec) -> int:
@@ -177,9 +189,9 @@ class _Learned:
     def held_out(self, model: int) -> Windows:
         """What a model is calibrated on."""
         if model == len(self.series):
-            return _windows(self.pooled.windows[self.pooled.train :], model)
+            return _of(self.pooled.windows[self.pooled.train :], model)
         starts = evenly(self.parts[model].held_out, _CALIBRATION_WINDOWS)
-        return _windows(windows_at(self.series[model].values, starts, self.spec.window_rows), model)
+        return _of(windows_at(self.series[model].values, starts, self.spec.window_rows), model)
 
     def companions(self) -> Companions:
         """What all rows, those held out as well, leave to the companions of each model."""
@@ -233,18 +245,16 @@ def _train_all(
     before = 0
     for number, block in enumerate(blocks):
 
-        def report(
-            share: float, finished: int, loss: float, number: int = number, before: int = before
-        ) -> None:
-            fraction = (number + share) / len(blocks)
-            on_progress(Progress(fraction, before + finished, len(lessons), loss))
+        def report(check: Check, number: int = number, before: int = before) -> None:
+            fraction = (number + check.share) / len(blocks)
+            on_progress(Progress(fraction, before + check.finished, len(lessons), before, check))
 
         trained.append(fit(block, spec, report))
         before += len(block)
     return Autoencoder.join(trained)
 
 
-def _windows(raw: Float64s, model: int) -> Windows:
+def _of(raw: Float64s, model: int) -> Windows:
     """Raw windows float64[n, W, F] of one model."""
     return as_windows(raw, np.full(len(raw), model, np.int32))
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 
-from models import ModelSpec, StackScorer, learning
-from models.bundle import Owner
-from models.history import Batches, Part
+from models import learning
+from models.episodes import LeftOut
+from models.history import Batches, Part, recent_ms
 from models.learning import OnStep, Source
+from models.report import Report
 from models.spec import model_spec
 from offbeat import app
 from pipeline.config import Config
-from pipeline.control import Standing
 from pipeline.detect import Detector
 from pipeline.ports import Reader
 from pipeline.records import RecordBatch, TopicPartition
@@ -25,54 +25,44 @@ _FILE_RECORDS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
-class SeriesLearned:
-    """One series of a trained bundle.
-
-    Attributes:
-        network: that judges it: its own, its cohort's, or the shared fallback's.
-        rows: it was learned from.
-        error, error_sd: mean and standard deviation of the error on rows held out.
-    """
-
-    series: str
-    network: Owner
-    rows: int
-    error: float
-    error_sd: float
-
-
-@dataclass(frozen=True, slots=True)
 class Learned:
     """What came of training.
 
     Attributes:
-        frozen: rows left out because silences say so.
-        cohorts: networks that several series share, besides the fallback's.
+        bundle_id: of the new champion.
+        predecessor: that of the one before, if any.
+        where: the folder of the bundle, its report included.
+        report: how it came about.
+        fallback_error, fallback_error_sd: of the shared model on rows held out.
     """
 
-    stream: str
     bundle_id: str
     predecessor: str | None
-    records: int
-    rows: int
-    rows_limit: int
-    frozen: int
-    bins: dict[str, int]
-    spec: ModelSpec
-    cohorts: int
-    series: list[SeriesLearned]
+    where: str
+    report: Report
     fallback_error: float
     fallback_error_sd: float
 
 
 def from_topic(
-    reader: Reader, config: Config, stream: str, since: datetime | None, until: datetime | None
+    reader: Reader,
+    config: Config,
+    stream: str,
+    part: Part,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> Source:
     """A stream's own topic, by the timestamps of its records.
 
-    Raises as :func:`models.learning.from_topic`.
+    Where neither a beginning nor a first share is asked for it reaches ``training.history`` back. Raises as
+    :func:`models.learning.from_topic`.
     """
-    return learning.from_topic(reader, config.stream(stream).topic, _ms(since), _ms(until))
+    settings = config.stream(stream)
+    since_ms, until_ms = _ms(since), _ms(until)
+    if since_ms is None and part.first == 1:
+        since_ms = recent_ms(reader, settings.topic, settings.training.history, until_ms)
+    return learning.from_topic(reader, settings.topic, since_ms, until_ms)
 
 
 def _ms(at: datetime | None) -> int | None:
@@ -110,13 +100,12 @@ def learn(
     part: Part,
     on_step: OnStep,
     *,
-    freezes: Sequence[Standing],
+    left_out: LeftOut,
     promote: Callable[[str], str | None],
 ) -> Learned:
     """Train a stream's models on a source, keep the bundle and hand its id to ``promote``.
 
-    Rows within windows of ``freezes`` are left out. ``promote`` makes it the champion and returns the id of
-    its predecessor.
+    ``promote`` makes it the champion and returns the id of its predecessor.
 
     Raises:
         TooFewRows: there is not enough history yet; nothing was changed.
@@ -130,37 +119,16 @@ def learn(
         source,
         part,
         on_step,
-        freezes=freezes,
+        left_out=left_out,
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
-    bundle, history = taught.bundle, taught.history
-    bundle_id = app.registry(config).save(stream, bundle)
-    predecessor = promote(bundle_id)
-
-    names = sorted(history.series)
-    found = StackScorer(bundle).assign(names)
-    fallback, owners = bundle.calibration[-1], bundle.owners()
+    registry, fallback = app.registry(config), taught.bundle.calibration[-1]
+    bundle_id = registry.save(stream, taught.bundle)
     return Learned(
-        stream=stream,
         bundle_id=bundle_id,
-        predecessor=predecessor,
-        records=history.records,
-        rows=history.rows,
-        rows_limit=history.rows_limit,
-        frozen=history.frozen,
-        bins=history.bins,
-        spec=bundle.manifest.spec,
-        cohorts=bundle.manifest.networks - 1 - owners.count("own"),
-        series=[
-            SeriesLearned(
-                name,
-                network=owners[model],
-                rows=len(history.series[name].segment),
-                error=float(calibration[0]),
-                error_sd=float(calibration[1]),
-            )
-            for name, model, calibration in zip(names, found.model, found.calibration, strict=True)
-        ],
+        predecessor=promote(bundle_id),
+        where=registry.where(stream, bundle_id),
+        report=taught.report,
         fallback_error=float(fallback[0]),
         fallback_error_sd=float(fallback[1]),
     )

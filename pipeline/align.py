@@ -7,6 +7,7 @@ at the end of a batch.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +55,8 @@ class Items(NamedTuple):
 
     kind uint8 (ROW, FILL: a row held over a hole, SILENT, BACK, GONE, BEGUN: a series is live from this
     record on), slot int32, time_ns, offset int64 of the record behind it, window int32 (index into ``tails``,
-    -1 without), fresh uint8 (first row of a window), values float64[., F] after the transforms;
+    -1 without), fresh uint8 (first row of a window), held bool[., F] (values that were missing and held; only
+    without a model, as training reads), values float64[., F] after the transforms;
     tails float32[., W x F], anchors float64[., F];
     size int64[2]: items and windows in use; closing float64[F]: room for the row of a cell being closed.
     """
@@ -65,6 +67,7 @@ class Items(NamedTuple):
     offset: Int64s
     window: Int32s
     fresh: NDArray[np.uint8]
+    held: NDArray[np.bool_]
     values: Float64s
     tails: Float32s
     anchors: Float64s
@@ -81,6 +84,7 @@ class Items(NamedTuple):
             np.empty(items, np.int64),
             np.empty(items, np.int32),
             np.empty(items, np.uint8),
+            np.empty((items, features), np.bool_),
             np.empty((items, features)),
             np.empty((windows, window_rows * features), np.float32),
             np.empty((windows, features)),
@@ -149,6 +153,8 @@ def _take_row(
     for f in range(items.values.shape[1]):
         items.values[n, f] = table.series.out[slot, f]
     if not policy.has_model:
+        for f in range(items.values.shape[1]):
+            items.held[n, f] = math.isnan(values[f])
         return WAITING
     if result != FULL:
         return WARMING

@@ -37,7 +37,7 @@ _TURNS = 40
 
 _HALF_LIFE, _LEVEL_HALF_LIFE, _HALF_LIFE_OF_MANY = 2_000, 1_000, 20_000
 """Rows; of streams with many features all moments forget slowly."""
-_ERROR_AT_ONE, _LEVEL_AT_ONE, _SHAPES_AT_ONE = 2.25, 4.7, 2.7
+ERROR_AT_ONE, _LEVEL_AT_ONE, _SHAPES_AT_ONE = 2.25, 4.7, 2.7
 """Standard deviations by which a channel alone makes a joined score of 1."""
 CHANNELS: tuple[Literal["autoencoder", "level", "shapes"], ...] = ("autoencoder", "level", "shapes")
 _HIGHEST = 50.0
@@ -213,7 +213,7 @@ def scaled(value: float, median: float, spread: float) -> float:
 
 def shares(z: Sequence[float]) -> list[float]:
     """What each of the ``CHANNELS`` adds to a joined score; they sum to 1, or to 0 where none does."""
-    at_one = (_ERROR_AT_ONE, _LEVEL_AT_ONE, _SHAPES_AT_ONE)
+    at_one = (ERROR_AT_ONE, _LEVEL_AT_ONE, _SHAPES_AT_ONE)
     powers = [(max(each, 0.0) / one) ** 4 for each, one in zip(z, at_one, strict=True)]
     return [each / (sum(powers) or 1.0) for each in powers]
 
@@ -221,7 +221,7 @@ def shares(z: Sequence[float]) -> list[float]:
 @kernel
 def joined(error_z: float, level_z: float, shapes_z: float, rarity: float) -> float:
     """The channels' fourth powers as one, weighed by how rare the level is."""
-    error, level = max(error_z, 0.0) / _ERROR_AT_ONE, level_z / _LEVEL_AT_ONE
+    error, level = max(error_z, 0.0) / ERROR_AT_ONE, level_z / _LEVEL_AT_ONE
     shapes = max(shapes_z, 0.0) / _SHAPES_AT_ONE
     error, level, shapes = error * error, level * level, shapes * shapes
     whole = math.sqrt(math.sqrt(error * error + level * level + shapes * shapes))

@@ -326,7 +326,15 @@ Device = Literal["auto", "cpu", "cuda"]
 class Training(Section):
     """What the models learn from."""
 
-    rows: int = Field(10_000, ge=64, le=10_000_000, description="at most so many rows of a series")
+    history: Duration = Field(
+        14 * 86_400.0, gt=0, description="how far back from the newest record, where no beginning is given"
+    )
+    rows: int = Field(
+        10_000,
+        ge=64,
+        le=10_000_000,
+        description="at most so many rows of a series: the newest fifth of them, and slices of those before",
+    )
     steps: int = Field(1_200, ge=1, le=1_000_000, description="optimiser steps at most")
     seed: int = Field(0, ge=0)
     device: Device = Field("auto", description="`cuda`: a GPU; `auto`: one where there is one, else the CPU")

@@ -87,13 +87,15 @@ class Outputs:
 class Rows:
     """Rows as they go into windows: slot int32[n], time_ns int64[n], fresh bool[n], values float64[n, F].
 
-    ``fresh`` marks the first row of a window: no window may reach over it.
+    ``fresh`` marks the first row of a window: no window may reach over it. ``held`` bool[n, F] marks values
+    that were missing, where the last one holds.
     """
 
     slot: Int32s
     time_ns: Int64s
     fresh: NDArray[np.bool_]
     values: Float64s
+    held: NDArray[np.bool_]
 
 
 Imposed: TypeAlias = Mapping[tuple[str, int, int], Transition]
@@ -175,7 +177,11 @@ class Detector:
             items, n = self._items, int(self._items.size[0])
             chosen = np.flatnonzero(items.kind[:n] <= FILL)
             yield Rows(
-                items.slot[chosen], items.time_ns[chosen], items.fresh[chosen] == 1, items.values[chosen]
+                items.slot[chosen],
+                items.time_ns[chosen],
+                items.fresh[chosen] == 1,
+                items.values[chosen],
+                items.held[chosen],
             )
         state.next_offset = batch.next_offset
 

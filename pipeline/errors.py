@@ -103,11 +103,13 @@ class TooFewRows(OffbeatError):  # noqa: N818
     Attributes:
         have: usable rows there are.
         need: usable rows it takes.
+        rate: rows that come in a second of event time; None where it is not known.
     """
 
     exit_code = 8
 
-    def __init__(self, message: str, *, have: int, need: int) -> None:
+    def __init__(self, message: str, *, have: int, need: int, rate: float | None = None) -> None:
         super().__init__(message)
         self.have = have
         self.need = need
+        self.rate = rate

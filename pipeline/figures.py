@@ -20,3 +20,11 @@ def joined(of: Joined) -> str:
 def measured(value: float, unit: str) -> str:
     """A value with its unit."""
     return f"{number(value)} {unit}".rstrip()
+
+
+def lasting(seconds: float) -> str:
+    """A length of time in the unit that suits it."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

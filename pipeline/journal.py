@@ -187,8 +187,13 @@ class JournalLog:
         self._reader = reader
         self.topic = topic
 
-    def entries(self, partition: int, first_offset: int = 0) -> tuple[list[Entry], int]:
+    def entries(
+        self, partition: int, first_offset: int = 0, *, settled: bool = True
+    ) -> tuple[list[Entry], int]:
         """The entries from ``first_offset`` on, and the offset behind the last.
+
+        Whoever goes on from there needs all of them (``settled``); others take what is there while workers
+        are committing.
 
         Raises:
             NotFound: the topic, or the partition of it, does not exist.
@@ -200,7 +205,7 @@ class JournalLog:
         bounds = self._reader.bounds(self.topic).get(partition)
         if bounds is None:
             raise NotFound(f"the journal {self.topic!r} has no partition {partition} yet")
-        if bounds.end_offset < bounds.written_offset:
+        if settled and bounds.end_offset < bounds.written_offset:
             raise BusDown(f"{at}: the commit of an earlier owner is not settled yet; it takes 10 s at most")
         found = [
             _decoded(at, batch, row)

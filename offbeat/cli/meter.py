@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import typer
 
+from pipeline.figures import lasting
+
 PLAIN_S = 5.0
 Show = Callable[[str, float | None, str], None]
 """Called with what is being done, the fraction that is done (None: not known), and figures."""
@@ -45,14 +47,22 @@ def meter() -> Iterator[Show]:
 
 
 def _plain() -> Show:
-    said_at = time.monotonic()
+    said_at, begun = time.monotonic(), dict[str, float]()
 
     def show(doing: str, fraction: float | None, figures: str) -> None:
         nonlocal said_at
-        if time.monotonic() - said_at < PLAIN_S:
-            return
-        said_at = time.monotonic()
-        done = "" if fraction is None else f" {fraction:.0%}"
-        typer.echo(f"{doing}{done}: {figures}", err=True)
+        now = time.monotonic()
+        began = begun.setdefault(doing, now)
+        if now - said_at >= PLAIN_S:
+            said_at = now
+            typer.echo(progress(doing, fraction, figures, now - began), err=True)
 
     return show
+
+
+def progress(doing: str, fraction: float | None, figures: str, elapsed_s: float) -> str:
+    """How far work is and how long it takes yet, as one line; it goes on as it went so far."""
+    if not fraction:
+        return f"{doing}: {figures}"
+    left_s = elapsed_s * (1 - fraction) / fraction
+    return f"{doing} {fraction:.0%}: {figures}" + (f", about {lasting(left_s)} left" if left_s else "")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections import Counter
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,13 +34,9 @@ from offbeat.cli.rows import (
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from models.history import Part
-    from offbeat.controls import Control
     from offbeat.training import Learned
     from pipeline.config import Config
-    from pipeline.control import Standing
     from producers.layouts import FileOptions
 
 _SERIES_SHOWN = 12
@@ -78,7 +72,8 @@ def train(
             "--rows",
             metavar="N",
             min=64,
-            help="At most so many rows of a series, the newest; default: training.rows.",
+            help="At most so many rows of a series: the newest fifth of them, and slices before; "
+            "default: training.rows.",
         ),
     ] = None,
     files: Annotated[
@@ -95,7 +90,7 @@ def train(
 ) -> None:
     """Train a stream's models, keep them in the registry, and put them to use.
 
-    Rows in the windows of silences with `--mode freeze` are left out.
+    Rows that silences freeze are left out, and rows of alerts that nobody called false or normal.
     A running worker takes the new models up by itself, between two batches.
     """
     loaded = load_config(config)
@@ -137,6 +132,7 @@ def _moment(text: str | None, option: str) -> datetime | None:
 
 
 def _from_files(config: Config, name: str, options: FileOptions, part: Part) -> Learned:
+    from models.episodes import LeftOut
     from offbeat import app, training
     from offbeat.controls import Control, who
     from offbeat.fitting import check_events
@@ -165,7 +161,7 @@ def _from_files(config: Config, name: str, options: FileOptions, part: Part) -> 
                 source,
                 part,
                 lambda step: show(step.phase, step.fraction, step.detail),
-                freezes=_freezes(control, name),
+                left_out=LeftOut.of(config, name, broker.reader(), control.view()),
                 promote=lambda bundle_id: control.promote(name, bundle_id, f"trained on {paths}"),
             )
     tell_bad_rows(report)
@@ -175,6 +171,7 @@ def _from_files(config: Config, name: str, options: FileOptions, part: Part) -> 
 def _from_topic(
     config: Config, name: str, part: Part, since: datetime | None, until: datetime | None
 ) -> Learned:
+    from models.episodes import LeftOut
     from offbeat import app, training
     from offbeat.controls import Control, who
 
@@ -182,65 +179,83 @@ def _from_topic(
         app.require_input(config, name, broker)
         control = Control(config, broker, who("offbeat train"))
         with meter() as show:
-            source = training.from_topic(broker.reader(), config, name, since, until)
+            reader = broker.reader()
+            source = training.from_topic(reader, config, name, part, since=since, until=until)
             return training.learn(
                 config,
                 name,
                 source,
                 part,
                 lambda step: show(step.phase, step.fraction, step.detail),
-                freezes=_freezes(control, name),
+                left_out=LeftOut.of(config, name, reader, control.view()),
                 promote=lambda bundle_id: control.promote(name, bundle_id, "trained on the stream's topic"),
             )
 
 
-def _freezes(control: Control, name: str) -> Sequence[Standing]:
-    """The silences under which nothing of a stream is learned."""
-    view = control.view()
-    return view.decisions(name, view.decided(name)).freezes
-
-
 def _tell(learned: Learned, seconds: float) -> None:
     """What was learned, as a person would ask for it."""
-    whose = Counter(each.network for each in learned.series)
-    cohorts = f", {whose['cohort']:,} in {counted(learned.cohorts, 'cohort')}" if learned.cohorts else ""
+    report = learned.report
+    counts, layers = report.counts, "-".join(map(str, report.layers))
     typer.echo(
-        f"learned from {learned.rows:,} rows of {len(learned.series):,} series "
-        f"({learned.records:,} records) in {seconds:.0f} s"
+        f"learned from {counts.learned:,} rows of {report.series_count:,} series "
+        f"({report.records:,} records) in {seconds:.0f} s"
     )
-    unused = [f"{count:,} {_LOST[name]}" for name, count in learned.bins.items() if count and name in _LOST]
-    if learned.frozen:
-        unused.append(f"{counted(learned.frozen, 'row')} that silences froze")
+    unused = [f"{count:,} {_LOST[name]}" for name, count in report.bins.items() if name in _LOST]
+    unused += [
+        f"{counted(rows, 'row')} {why}"
+        for rows, why in (
+            (counts.frozen, "that silences froze"),
+            (counts.alerts, "of alerts"),
+            (counts.thinned, f"beyond the {report.rows_limit:,} that are taken of a series"),
+        )
+        if rows
+    ]
     if unused:
         typer.echo("not used: " + ", ".join(unused))
-    widths = "-".join(map(str, learned.spec.widths()))
+    if counts.normal:
+        rows = counted(counts.normal, "row")
+        typer.echo(f"used although an alert was raised: {rows} that people called normal")
+    cohorts = f", {counted(report.cohorts, 'cohort')} of series that share one" if report.cohorts else ""
     typer.echo(
-        f"models: {whose['own']:,} series with a model of their own{cohorts}, "
-        "one shared model for all others; "
-        f"windows of {learned.spec.window_rows} rows x {len(learned.spec.features)} features, layers {widths}"
+        f"models: {report.own_models:,} series with a model of their own{cohorts}, one shared model for all "
+        f"others; windows of {report.window_rows} rows x {len(report.features)} features, layers {layers}"
     )
+    _tell_errors(learned)
+    for remark in report.remarks():
+        typer.echo(f"note: {remark}", err=True)
+    before = f" (before: {learned.predecessor[:12]})" if learned.predecessor else ""
+    typer.echo(f"report: {learned.where}/report.html")
+    typer.echo(f"bundle {learned.bundle_id[:12]} is in use for stream {report.stream!r} now{before}")
+
+
+def _tell_errors(learned: Learned) -> None:
+    """The errors of the first series, and of the shared model."""
+    report = learned.report
     typer.echo("error on rows held out (where thresholds start):")
-    shown = learned.series[:_SERIES_SHOWN]
+    shown = report.series[:_SERIES_SHOWN]
     width = max([len(each.series) for each in shown] + [len(_SHARED)])
     for each in shown:
         typer.echo(
-            f"  {each.series:<{width}}  {each.rows:>9,} rows  {_MODELS[each.network]:<12}  "
+            f"  {each.series:<{width}}  {each.counts.learned:>9,} rows  {_MODELS[each.model]:<12}  "
             f"{each.error:.4f} ± {each.error_sd:.4f}"
         )
-    if len(learned.series) > len(shown):
-        typer.echo(f"  ... and {len(learned.series) - len(shown):,} more series")
+    if report.series_count > len(shown):
+        typer.echo(f"  ... and {report.series_count - len(shown):,} more series")
     typer.echo(
         f"  {_SHARED:<{width}}  {'':>9}       {'':<12}  "
         f"{learned.fallback_error:.4f} ± {learned.fallback_error_sd:.4f}"
     )
-    before = f" (before: {learned.predecessor[:12]})" if learned.predecessor else ""
-    typer.echo(f"bundle {learned.bundle_id[:12]} is in use for stream {learned.stream!r} now{before}")
 
 
 def _as_json(learned: Learned, seconds: float) -> dict[str, Any]:
-    value = dataclasses.asdict(learned)
-    value["spec"]["hidden"] = list(learned.spec.hidden or ())
-    return value | {"seconds": round(seconds, 3)}
+    """The report without its pictures, and where it lies."""
+    import msgspec
+
+    value: dict[str, Any] = msgspec.to_builtins(learned)
+    report: dict[str, Any] = value.pop("report")
+    for pictured in ("curves", "errors", "worst"):
+        del report[pictured]
+    return report | value | {"seconds": round(seconds, 3)}
 
 
 def add_to(cli: typer.Typer) -> None:

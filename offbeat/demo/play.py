@@ -18,6 +18,7 @@ import msgspec
 
 from consumers import detector
 from models import rows_needed
+from models.episodes import LeftOut
 from models.history import Part
 from models.learning import Step
 from models.spec import model_spec
@@ -158,10 +159,10 @@ class Play:
         that each reading covers, have left that time behind.
         """
         self._begin("training")
-        source = training.from_topic(reader, self._config, STREAM, None, None)
         part = Part(self._stream.training.rows)
+        source = training.from_topic(reader, self._config, STREAM, part)
         bundle_id = training.learn(
-            self._config, STREAM, source, part, self._show_step, freezes=(), promote=lambda _: None
+            self._config, STREAM, source, part, self._show_step, left_out=LeftOut(), promote=lambda _: None
         ).bundle_id
 
         self._begin("settling")

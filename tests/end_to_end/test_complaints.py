@@ -22,6 +22,7 @@ from consumers.incidents import Incidents
 from consumers.replayer import Replayer, compare
 from consumers.tracer import Line, Trace
 from models import Registry, StackScorer
+from models.episodes import LeftOut
 from models.history import Part
 from models.learning import Source
 from offbeat.show import facts
@@ -75,7 +76,9 @@ def batch(events: Sequence[Event], sent_s: Iterable[float] | None = None) -> Rec
 def trained(folder: Path, histories: Iterable[Sequence[Event]], **sections: Any) -> StackScorer:  # noqa: ANN401
     made = config(**sections).model_copy(update={"registry": str(folder)})
     source = Source([partial(opened, each) for each in histories], None, {})
-    learned = learn(made, STREAM, source, Part(10_000), lambda _: None, freezes=[], promote=lambda _: None)
+    learned = learn(
+        made, STREAM, source, Part(10_000), lambda _: None, left_out=LeftOut(), promote=lambda _: None
+    )
     return StackScorer(Registry(folder).load(STREAM, learned.bundle_id))
 
 

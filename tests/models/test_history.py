@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import history
-from models.history import Batches, Part, gather, topic_bounds, topic_source
+from models.episodes import OPEN_NS, Episode, LeftOut
+from models.history import Batches, Part, gather, recent_ms, topic_bounds, topic_source
 from pipeline import config
 from pipeline.bus import connect
 from pipeline.control import Silenced, Standing
@@ -45,9 +46,12 @@ def gathered(
     rows: int = 1_000,
     first: float = 1.0,
     freezes: Sequence[Standing] = (),
+    episodes: Sequence[Episode] = (),
     stream: config.Stream = STREAM,
 ) -> history.History:
-    return gather(Detector("n", "s", stream), sources, Part(rows, first), freezes, lambda _: None)
+    return gather(
+        Detector("n", "s", stream), sources, Part(rows, first), LeftOut(freezes, episodes), lambda _: None
+    )
 
 
 def freeze(start: float, end: float, ended: float | None = None, **matchers: Any) -> Standing:  # noqa: ANN401
@@ -99,7 +103,7 @@ def test_compaction_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # A thousand series must not hold a thousand times the memory of one.
 def test_memory_is_bounded_over_all_series(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "MOST_VALUES", 400)
+    monkeypatch.setattr(history, "MOST_VALUES", 1_600)
     monkeypatch.setattr(history, "_COMPACT_ROWS", 64)
     records = [event(f"s{n % 4}", 1_000.0 + n, n) for n in range(1_200)]
 
@@ -155,7 +159,7 @@ class TestFreezing:
 
         left = [n for n in range(0, 40, 2) if not 10 <= n < 15]
         assert values(found) == {"a": left, "b": list(range(1, 40, 2))}
-        assert found.frozen == 3
+        assert found.account.frozen == 3
 
     # A window over the hole would show what never followed on each other.
     @pytest.mark.parametrize("size", [1, 3, 40])
@@ -169,20 +173,22 @@ class TestFreezing:
     def test_an_end_before_its_time_ends_it_here_too(self) -> None:
         found = gathered(source(*self.RECORDS), freezes=[freeze(1_010, 1_030, ended=1_012)])
 
-        assert found.frozen == 2
+        assert found.account.frozen == 2
 
     @pytest.mark.parametrize(
         ("matchers", "frozen"),
         [({}, 40), ({"stream": "s"}, 40), ({"stream": "t"}, 0), ({"series_regex": "[ac]"}, 20)],
     )
     def test_only_what_a_silence_is_about_is_frozen(self, matchers: dict[str, Any], frozen: int) -> None:
-        assert gathered(source(*self.RECORDS), freezes=[freeze(0, 9_999, **matchers)]).frozen == frozen
+        assert (
+            gathered(source(*self.RECORDS), freezes=[freeze(0, 9_999, **matchers)]).account.frozen == frozen
+        )
 
     # Silences that overlap freeze a row once.
     def test_several_silences_are_added_up(self) -> None:
         freezes = [freeze(1_000, 1_010), freeze(1_005, 1_020), freeze(1_030, 1_031)]
 
-        assert gathered(source(*self.RECORDS), freezes=freezes).frozen == 21
+        assert gathered(source(*self.RECORDS), freezes=freezes).account.frozen == 21
 
     @pytest.mark.parametrize("size", [1, 40])
     def test_labels_are_those_of_the_first_record_of_a_series(self, size: int) -> None:
@@ -210,6 +216,221 @@ class TestFreezing:
         found = gathered(source(*self.RECORDS), freezes=[freeze(1_000, 1_020)], first=0.5)
 
         assert values(found) == {"a": [20, 22, 24, 26, 28], "b": [21, 23, 25, 27, 29]}
+
+
+WINDOW = 4
+SMALL = config.parse(
+    f"streams: {{s: {{topic: {TOPIC}, events: {{features: [x], gap: 100s}}, model: {{window: {WINDOW}}}}}}}"
+).stream("s")
+SLICE = WINDOW * history.SLICE_WINDOWS
+
+
+def told(
+    series: str, start: float, end: float | None, *, critical: bool = False, normal: bool = False
+) -> Episode:
+    """An anomaly from one event time to another; open where it has no end."""
+    ended_ns = OPEN_NS if end is None else round(end * 1e9)
+    return Episode(series, round(start * 1e9), ended_ns, critical, normal)
+
+
+class TestSlices:
+    """A series with more rows than are asked for is learned from over its whole range."""
+
+    # Real records are slow to make by the hundred thousand; batches of another size change nothing.
+    @pytest.mark.parametrize("size", [999, 20_000])
+    def test_the_newest_fifth_is_whole_and_slices_of_several_windows_stand_before_it(
+        self, monkeypatch: pytest.MonkeyPatch, size: int
+    ) -> None:
+        monkeypatch.setattr(history, "_COMPACT_ROWS", 64)
+        records = [event("a", 1_000.0 + n, n) for n in range(20_000)]
+
+        found = gathered(source(*records, size=size), rows=1_000, stream=SMALL).series["a"]
+
+        x = found.values[:, 0].astype(int)
+        assert x[-200:].tolist() == list(range(19_800, 20_000))
+        assert 768 <= len(x) - 200 <= 800
+        older = x[:-200]
+        assert set(np.unique(older // SLICE, return_counts=True)[1].tolist()) == {SLICE}
+        assert np.histogram(older, 5, (0, 19_800))[0].min() >= 64
+        np.testing.assert_array_equal(np.diff(x) != 1, np.diff(found.segment) != 0)
+
+    # Slices at equal distances can all meet the same hour of the day: of two weeks, at usual rates, these
+    # meet every sixth of it.
+    @pytest.mark.parametrize("every_s", [5, 10, 15, 20, 30, 60])
+    def test_slices_are_spread_over_the_range_and_over_each_day(self, every_s: int) -> None:
+        slice_s = 8 * 32 * every_s
+        number = np.arange(14 * 86_400 // slice_s, dtype=np.int32)
+
+        kept = number[history._spread(np.zeros(len(number), np.int32), number, 31)]
+
+        assert len(kept) == 31
+        assert np.bincount(kept * 7 // len(number), minlength=7).min() >= 3
+        assert np.bincount(kept * slice_s % 86_400 // 14_400, minlength=6).min() >= 1
+
+    def test_a_series_within_its_budget_is_learned_from_whole(self) -> None:
+        records = [event("ab"[n % 4 == 0], 1_000.0 + n, n) for n in range(2_000)]
+
+        found = gathered(source(*records), rows=600, stream=SMALL)
+
+        assert len(found.series["b"].segment) == 500
+        assert np.ptp(found.series["b"].segment) == 0
+        assert found.accounts["b"].thinned == 0
+        assert found.accounts["a"].thinned == 1_500 - found.accounts["a"].learned
+
+    # Too few slices say less of a range than its newest rows.
+    def test_a_small_budget_takes_the_newest_rows(self) -> None:
+        rows = 4 * SLICE
+        records = [event("a", 1_000.0 + n, n) for n in range(1_000)]
+
+        found = gathered(source(*records), rows=rows, stream=SMALL)
+
+        assert values(found)["a"] == list(range(1_000 - rows, 1_000))
+
+
+class TestAlerts:
+    """What was told as an anomaly is no example of how things are, unless people say so."""
+
+    RECORDS = tuple(event("ab"[n % 2], 1_000.0 + n, n) for n in range(400))
+
+    @pytest.mark.parametrize("size", [1, 7, 400])
+    def test_an_episode_and_the_rows_whose_windows_it_touches_are_left_out(self, size: int) -> None:
+        found = gathered(source(*self.RECORDS, size=size), episodes=[told("a", 1_100, 1_120)], stream=SMALL)
+
+        out = set(range(100, 122, 2)) | {122, 124, 126}
+        assert values(found) == {
+            "a": [n for n in range(0, 400, 2) if n not in out],
+            "b": list(range(1, 400, 2)),
+        }
+        assert found.accounts["a"].alerts == len(out)
+        assert np.flatnonzero(np.diff(found.series["a"].segment)).tolist() == [49]
+
+    def test_one_that_is_open_reaches_to_the_end(self) -> None:
+        found = gathered(source(*self.RECORDS), episodes=[told("a", 1_380, None)], stream=SMALL)
+
+        assert values(found)["a"][-1] == 378
+
+    def test_what_people_called_normal_is_learned_from(self) -> None:
+        found = gathered(source(*self.RECORDS), episodes=[told("a", 1_100, 1_120, normal=True)], stream=SMALL)
+
+        assert len(found.series["a"].segment) == 200
+        assert (found.accounts["a"].alerts, found.accounts["a"].normal) == (0, 14)
+
+    # Where more than a fifth is out of the ordinary it is the ordinary that has changed.
+    def test_beyond_a_fifth_the_critical_and_the_short_ones_are_left_out_first(self) -> None:
+        episodes = [
+            told("a", 1_000, 1_040),
+            told("a", 1_100, 1_110),
+            told("a", 1_200, 1_230, critical=True),
+        ]
+
+        found = gathered(source(*self.RECORDS), episodes=episodes, stream=SMALL)
+
+        x = values(found)["a"]
+        assert not set(x) & set(range(200, 238)), "the critical one"
+        assert not set(x) & set(range(100, 118)), "the short one"
+        assert (found.accounts["a"].alerts, found.accounts["a"].over) == (40, 24 - 12)
+        assert set(range(0, 48, 2)) - set(x) == set(range(0, 24, 2)), "the beginning of the long one"
+
+    # A hole ends a window: what comes after it shares none with the episode.
+    def test_a_gap_ends_the_margin(self) -> None:
+        records = [event("a", 1_000.0 + n + 500 * (n >= 20), n) for n in range(60)]
+
+        found = gathered(source(*records), episodes=[told("a", 1_015, 1_019)], stream=SMALL)
+
+        assert values(found)["a"] == [*range(15), *range(20, 60)]
+
+
+@st.composite
+def pasts(draw: st.DrawFn) -> tuple[list[str], list[tuple[str, int, int, bool, bool]], tuple[int, int], int]:
+    order = draw(st.lists(st.sampled_from("ab"), min_size=1, max_size=300))
+    span = st.tuples(
+        st.sampled_from("ab"), st.integers(0, 300), st.integers(0, 40), st.booleans(), st.booleans()
+    )
+    freeze = draw(st.tuples(st.integers(0, 300), st.integers(1, 60)))
+    return order, draw(st.lists(span, max_size=5)), freeze, draw(st.integers(1, 50))
+
+
+# Every row is accounted for, at most a fifth of a series is left out because of alerts, and no window holds
+# two rows that did not follow on each other.
+@settings(deadline=None)  # the first example may compile kernels
+@given(pasts(), st.sampled_from([64, 5 * SLICE, 6 * SLICE]), st.sampled_from([1.0, 0.7]))
+def test_rows_are_accounted_for_and_no_window_crosses_what_is_left_out(
+    past: tuple[list[str], list[tuple[str, int, int, bool, bool]], tuple[int, int], int],
+    rows: int,
+    first: float,
+) -> None:
+    order, spans, (frozen_from, frozen_for), size = past
+    records = [event(series, 1_000.0 + n, n) for n, series in enumerate(order)]
+    episodes = [
+        told(series, 1_000 + at, 1_000 + at + length, critical=critical, normal=normal)
+        for series, at, length, critical, normal in spans
+    ]
+
+    found = gathered(
+        source(*records, size=size),
+        rows=rows,
+        first=first,
+        freezes=[freeze(1_000 + frozen_from, 1_000 + frozen_from + frozen_for, series="a")],
+        episodes=episodes,
+        stream=SMALL,
+    )
+
+    for series in set(order):
+        own = [n for n, each in enumerate(order) if each == series]
+        if series not in found.accounts:
+            assert first < 1, "a share of nothing"
+            continue
+        account, learned = found.accounts[series], found.series.get(series)
+        x = [] if learned is None else learned.values[:, 0].astype(int).tolist()
+        assert account.rows == account.frozen + account.thinned + account.alerts + account.learned
+        assert account.learned == len(x) <= rows
+        assert account.rows == len(own) if first == 1 else account.rows <= len(own)
+        assert account.alerts <= history.LEFT_OUT_SHARE * (account.alerts + account.learned)
+        assert account.normal + account.over <= account.learned
+        if learned is not None:
+            place = np.searchsorted(own, x)
+            whole = np.diff(learned.segment) == 0
+            assert (np.diff(place)[whole] == 1).all(), "a window crosses a hole"
+            assert (np.diff(place) > 0).all()
+
+
+# The rows that come in a second, of all series, as of late.
+def test_the_rate_is_that_of_the_newer_rows() -> None:
+    records = [event("ab"[n % 2], 1_000.0 + n + 5_000 * (n >= 10), n) for n in range(40)]
+
+    assert gathered(source(*records)).rate == pytest.approx(1.0)
+    assert gathered(source(records[0])).rate is None
+
+
+# The share of rows in which a feature was missing and held its last value.
+def test_held_values_are_counted() -> None:
+    stream = config.parse(f"streams: {{s: {{topic: {TOPIC}, events: {{features: [x, y]}}}}}}").stream("s")
+    records = [
+        (
+            b"a",
+            msgspec.json.encode({"time": 1_000.0 + n, "series": "a", "x": n} | {"y": 1 if n < 4 else None}),
+            1_000_000 + 1_000 * n,
+        )
+        for n in range(10)
+    ]
+
+    account = gathered(source(*records), stream=stream).accounts["a"]
+
+    assert (account.rows, account.held.tolist()) == (10, [0, 6])
+
+
+def test_the_past_begins_so_long_before_the_newest_record() -> None:
+    broker = connect("sqlite://")
+    broker.admin().create([TopicSpec(TOPIC, 3)])
+    producer, reader = broker.producer(), broker.reader()
+    assert recent_ms(reader, TOPIC, 10) is None
+    for n in range(5):
+        producer.send([Send(TOPIC, b"a", b"{}", timestamp_ms=1_000 * n, partition=n % 2)])
+    producer.flush()
+
+    assert recent_ms(reader, TOPIC, 3) == 1_000
+    assert recent_ms(reader, TOPIC, 3, 3_500) == 500
+    broker.close()
 
 
 # Bounds are taken once: what comes while we read is left for the next training.

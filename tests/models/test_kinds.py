@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models import Autoencoder, ModelSpec, SeriesRows, kinds, load, save, train
-from models.fitting import Lesson, fit
+from models.fitting import Check, Lesson, fit
 from models.kinds import _ACTIVITY, _CONTRACTION, KINDS, misfit
 from models.samples import split
 from models.scaling import Scaling
@@ -52,7 +52,7 @@ SEEN = windows_of(lambda each: each.train)
 HELD_OUT = windows_of(lambda each: each.held_out)
 
 
-def nothing(_share: float, _finished: int, _loss: float) -> None: ...
+def nothing(_: Check) -> None: ...
 
 
 FREED_BY = {"sparse": "_ACTIVITY_WEIGHT", "variational": "_DECODER_VARIANCE"}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import waves
+from machines import waves
 
 from models import Bundle, SeriesRows
 from models.reference import drifted

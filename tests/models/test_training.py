@@ -10,7 +10,7 @@ import torch
 
 from models import Bundle, ModelSpec, Progress, SeriesRows, StackScorer, rows_needed, train
 from models.autoencoder import Autoencoder
-from models.fitting import _CHECK_STEPS, Lesson, _drop, fit
+from models.fitting import _CHECK_STEPS, Check, Lesson, _drop, fit
 from models.kinds import misfit
 from models.samples import split
 from models.scaling import Scaling
@@ -102,7 +102,7 @@ def test_a_stacked_network_learns_as_it_would_alone() -> None:
     random = np.random.default_rng(0)
     values = [sines(random), random.normal(size=(200, 1)), random.uniform(size=(350, 1))]
 
-    def nothing(_share: float, _finished: int, _loss: float) -> None: ...
+    def nothing(_: Check) -> None: ...
 
     together = fit([lesson(i, each, 8) for i, each in enumerate(values)], spec, nothing)
     for i, each in enumerate(values):
@@ -116,19 +116,25 @@ def test_networks_leave_when_done_and_keep_their_best_weights() -> None:
     random = np.random.default_rng(0)
     spec = ModelSpec(features=("a",), window_rows=8, hidden=(64,), code=7, steps=1_200)
     noise, sine = random.normal(size=(60, 1)), sines(random, 600)
-    checks: list[tuple[float, int, float]] = []
+    checks: list[Check] = []
 
-    network = fit([lesson(0, noise, 8), lesson(1, sine, 8)], spec, lambda *check: checks.append(check))
+    network = fit([lesson(0, noise, 8), lesson(1, sine, 8)], spec, checks.append)
 
-    finished = [check[1] for check in checks]
+    finished = [check.finished for check in checks]
     assert finished == sorted(finished)
     assert finished.index(1) * _CHECK_STEPS < 600
-    losses = [check[2] for check in checks]
+    losses = [float(check.best_loss.mean()) for check in checks]
     assert losses == sorted(losses, reverse=True)
     kept = [held_out_loss(network, 0, lesson(0, noise, 8)), held_out_loss(network, 1, lesson(1, sine, 8))]
     assert np.mean(kept) == pytest.approx(losses[-1], rel=0.05)
-    alone = fit([lesson(1, sine, 8)], spec, lambda *_: None)
+    alone = fit([lesson(1, sine, 8)], spec, lambda _: None)
     assert kept[1] == pytest.approx(held_out_loss(alone, 0, lesson(1, sine, 8)), rel=0.2)
+    curve = np.array([check.held_out_loss for check in checks])
+    done = np.isnan(curve[:, 0])
+    assert done.tolist() == [n > finished.index(1) for n in range(len(checks))]
+    np.testing.assert_allclose(np.nanmin(curve, axis=0), checks[-1].best_loss)
+    noise_seen = np.array([check.loss for check in checks])[~done, 0]
+    assert noise_seen[-1] < noise_seen[0], "it memorises what it sees"
 
 
 def test_a_network_goes_on_as_it_was_when_another_leaves() -> None:

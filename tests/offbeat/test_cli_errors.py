@@ -124,7 +124,7 @@ def test_too_little_history_is_told_in_numbers(installation: Installation) -> No
     code, sentence = complaint(installation, "train")
 
     assert code == 8
-    assert "found 99 of 224 rows" in sentence
+    assert "has 99 of 224 rows" in sentence
 
 
 def test_a_taken_slot_names_who_has_it(installation: Installation) -> None:

@@ -140,11 +140,11 @@ def test_training_tells_what_it_learned_and_replaces_the_bundle(installation: In
     [second] = installation.json("train", "--rows", "300")
     told = installation.ok("train", "--rows", "400")
 
-    assert first["rows"] == 598  # the last two cells are still open
+    assert first["counts"]["learned"] == 598  # the last two cells are still open
     assert first["series"][0]["series"] == "unit-a"
-    assert (first["series"][0]["network"], first["cohorts"]) == ("own", 0)
+    assert (first["series"][0]["model"], first["own_models"], first["cohorts"]) == ("own", 1, 0)
     assert second["predecessor"] == first["bundle_id"]
-    assert second["rows"] == second["rows_limit"] == 300
+    assert second["counts"]["learned"] == second["rows_limit"] == 300
     assert "400 rows of 1 series (600 records)" in told
     assert f"(before: {second['bundle_id'][:12]})" in told
 
@@ -158,7 +158,7 @@ def test_training_from_files_equals_training_from_their_topic(installation: Inst
     [files] = installation.json("train", "--first", "0.8", "--files", file)
 
     assert files["series"] == topic["series"]
-    assert files["rows"] == topic["rows"] == 478
+    assert files["counts"]["learned"] == topic["counts"]["learned"] == 478
 
 
 def test_training_takes_a_range_of_record_times(installation: Installation) -> None:

@@ -14,8 +14,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from models.bundle import Bundle
 from models.faults import KINDS
 from models.intervals import Estimate, difference_of_rates, difference_of_shares, excess, rate, share
+from models.reference import Drift, drifted
 from models.trial import Alarm, Extent, HeldOut, Trial
 from pipeline.ports import Float64s, Scorer
 
@@ -27,6 +29,10 @@ FOUND_FEWER: Final = 0.05
 """Share of all faults that may be found fewer: one in twenty; two hundred faults can tell that."""
 HELD_OUT_MORE: Final = 0.10
 """Share by which the error on held-out rows may be higher: two seeds of one model differ by less."""
+
+DRIFTED_MOST: Final = 0.05
+"""Share of the series that may have drifted from the pinned reference: more is no matter of a few series,
+whose models, new regimes or polluted, must not hold back those of all others."""
 
 Measure = Literal["false alarms", "faults found", "held-out error"]
 Verdict = Literal["within", "worse", "open"]
@@ -102,6 +108,8 @@ class Ruling:
         sentence: why, for people.
         contenders: what each did, by role.
         comparisons: the challenger with each of the others.
+        drifted: series that have moved away from the pinned reference.
+        referenced: how many series were held against it.
         series_days: how much of the replay counts, in days of one series.
         extent: what was looked at, and out of how much.
     """
@@ -110,6 +118,8 @@ class Ruling:
     sentence: str
     contenders: dict[str, Figures]
     comparisons: tuple[Comparison, ...]
+    drifted: tuple[Drift, ...]
+    referenced: int
     series_days: float
     extent: Extent
 
@@ -133,12 +143,18 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 
 
 def gate(
-    trial: Trial, challenger: Scorer, *, champion: Scorer | None, baselines: Mapping[str, Scorer]
+    trial: Trial,
+    challenger: Scorer,
+    *,
+    champion: Scorer | None,
+    baselines: Mapping[str, Scorer],
+    reference: Bundle | None = None,
 ) -> Ruling:
     """Let a challenger contend with the champion, or with ``baselines`` by name where there is none yet.
 
     A later model is promoted when it is within the bounds by every measure. Of the first one it is enough
-    that it is not surely worse than a baseline: the other choice is to watch nothing.
+    that it is not surely worse than a baseline: the other choice is to watch nothing. No model is promoted on
+    rows of which too many series have drifted from ``reference``, a bundle that somebody pinned.
     """
     held_out = trial.held_out()
     runs = {CHALLENGER: _contend(trial, challenger, held_out, None)}
@@ -153,12 +169,21 @@ def gate(
         for comparison in _compare(role, runs, alarms, days, seed=trial.stream.training.seed)
     ]
     figures = {role: _figures(trial, each, float(days.sum())) for role, each in runs.items()}
+    drifts = [] if reference is None else drifted(reference, trial.rows())
+    noticed = [each for each in drifts if each.noticed]
     good_enough = {"within", "open"} if champion is None else {"within"}
+    trusted = len(noticed) <= DRIFTED_MOST * len(drifts)
+    if trusted:
+        sentence = _sentence(figures, comparisons, float(days.sum()), first=champion is None)
+    else:
+        sentence = f"refused: {_moved(noticed, len(drifts))}, where {DRIFTED_MOST:.0%} are allowed"
     return Ruling(
-        promoted=all(each.verdict in good_enough for each in comparisons),
-        sentence=_sentence(figures, comparisons, float(days.sum()), first=champion is None),
+        promoted=trusted and all(each.verdict in good_enough for each in comparisons),
+        sentence=sentence,
         contenders=figures,
         comparisons=tuple(comparisons),
+        drifted=tuple(noticed),
+        referenced=len(drifts),
         series_days=float(days.sum()),
         extent=trial.extent,
     )
@@ -223,6 +248,15 @@ def _sentence(
         f"; too little data to tell them apart by all measures: {_told(figures, unsure)}" if unsure else ""
     )
     return f"{start} {'; '.join(done)}{doubt}"
+
+
+def _moved(noticed: Sequence[Drift], of: int) -> str:
+    worst = max(noticed, key=lambda each: (abs(each.level), each.error))
+    return (
+        f"{len(noticed)} of {of} series have drifted from the pinned reference, {worst.series} by "
+        f"{worst.level:+.1f} of its spreads, {worst.spread:.2g} times its spread, and an error "
+        f"{worst.error:+.1f} deviations from its calibration"
+    )
 
 
 def _done(figures: Figures) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models.excerpt import Excerpt
 from models.faults import Changed, Injecting, changes, place
 from models.history import Batches
-from models.samples import HELD_OUT_SHARE, evenly, windows_at
+from models.samples import HELD_OUT_SHARE, SeriesRows, as_windows, evenly, windows_at
 from models.scaling import TARGET_CLIP
 from models.tracks import Episode, survey
 from pipeline.control import NO_DECISIONS, Decisions
@@ -79,9 +79,7 @@ class HeldOut:
 
     def windows(self, scorer: Scorer) -> Windows:
         """The windows as a scorer is handed them."""
-        anchor, model = self.raw[:, -1], scorer.assign(self.series).model[self.of]
-        with np.errstate(over="ignore"):  # what overflows is clipped by whoever looks at it
-            return Windows((self.raw - anchor[:, None]).astype(np.float32), anchor, model)
+        return as_windows(self.raw, scorer.assign(self.series).model[self.of])
 
     def errors(self, scorer: Scorer) -> Float64s:
         """float64[blocks]: the root of the mean absolute residual, in the rows' spreads and not a model's."""
@@ -204,6 +202,16 @@ class Trial:
             counts.append(np.stack([(np.array(each, np.int64)[:, None] == day).sum(axis=0) for each in at]))
             lengths.append(rows * track.every_ns / _DAY_NS)
         return np.concatenate(counts, axis=1), np.concatenate(lengths)
+
+    def rows(self) -> dict[str, SeriesRows]:
+        """The rows that count, by series, as training takes them."""
+        found = {}
+        for track in self.tracks:
+            torn = track.fresh | ~track.usable
+            found[track.series] = SeriesRows(
+                track.values[track.usable], np.cumsum(torn)[track.usable].astype(np.int32)
+            )
+        return found
 
     def held_out(self) -> HeldOut:
         """Windows of the newest fifth of each series' rows that count, evenly chosen.

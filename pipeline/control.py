@@ -34,12 +34,27 @@ class _Control(BaseModel):
     why: Annotated[str, Field(description="the reason they gave")]
 
 
+Fence = Annotated[int, Field(ge=1, description="the writer's hold of the work on the stream, rising")]
+
+
 class Champion(_Control):
-    """From now on this bundle judges the stream; void unless ``predecessor`` is the champion then."""
+    """From now on this bundle judges the stream; void unless ``predecessor`` is the champion then.
+
+    A program's says under which hold of the work it was made (``fence``), and is void once another has begun
+    under a higher one. A person's has none.
+    """
 
     kind: Literal["champion"] = "champion"
     bundle: Annotated[str, Field(min_length=1, max_length=128, description="id of the bundle")]
     predecessor: str | None
+    fence: Fence | None = None
+
+
+class Begun(_Control):
+    """A program begins to work on the stream's next champion; void where one began under a higher fence."""
+
+    kind: Literal["begun"] = "begun"
+    fence: Fence
 
 
 class Policy(_Control):
@@ -93,7 +108,7 @@ class Feedback(_Control):
     verdict: Verdict
 
 
-Record = Champion | Policy | Silenced | Expired | Feedback
+Record = Champion | Begun | Policy | Silenced | Expired | Feedback
 ControlRecord = Annotated[Record, Field(discriminator="kind")]
 _RECORD: TypeAdapter[Record] = TypeAdapter(ControlRecord)
 
@@ -173,6 +188,7 @@ class ControlView:
 
     Attributes:
         champions: bundle id by stream.
+        fences: the highest fence that a program began under, by stream.
         promotions: every champion there ever was by stream, in order.
         policies: policy hash by stream.
         settings: every policy there ever was, by hash.
@@ -182,6 +198,7 @@ class ControlView:
 
     next_offset: int = 0
     champions: dict[str, str] = field(default_factory=dict)
+    fences: dict[str, int] = field(default_factory=dict)
     promotions: dict[str, list[Champion]] = field(default_factory=dict)
     policies: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Stream] = field(default_factory=dict)
@@ -228,9 +245,24 @@ class ControlView:
         except ValidationError as error:
             first = error.errors()[0]
             return f"no control record that this version knows ({first['loc']}: {first['msg']}); left out"
+        if isinstance(record, Champion | Begun) and (reason := self._take_fence(record)):
+            return reason
+        if isinstance(record, Begun):
+            return None
         if isinstance(record, Champion):
             return self._take_champion(record)
         return self._take_decision(offset, record)
+
+    def _take_fence(self, record: Champion | Begun) -> str | None:
+        """Whoever lost its hold of the work may be slow to notice: what it writes then comes too late."""
+        highest = self.fences.get(record.stream, 0)
+        if record.fence is not None and record.fence < highest:
+            return (
+                f"the {record.kind} record of {record.stream!r} by {record.who} is void: it was made under "
+                f"the fence {record.fence}, and work began under {highest} since"
+            )
+        self.fences[record.stream] = max(highest, record.fence or 0)
+        return None
 
     def _take_champion(self, record: Champion) -> str | None:
         if record.predecessor != self.champions.get(record.stream):

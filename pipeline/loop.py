@@ -161,6 +161,7 @@ class Worker:
             self._takeover.reread(owned, batch)
         elif owned.live:
             outputs = owned.detector.step(owned.state, batch, owned.scorer)
+            self._report.scored(owned.state, outputs)
             self._uncommitted += max(len(batch), 1)
         return Processed(batch.partition, outputs, owned.state.names)
 

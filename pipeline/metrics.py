@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -24,6 +24,7 @@ METRICS = {
     "offbeat_series": "Live series of the owned partitions",
     "offbeat_partitions_owned": "Partitions that this worker owns",
     "offbeat_columnar_fetch": "1 where records come as columns, 0 where the Kafka client is read one by one",
+    "offbeat_model_drift": "Share of the newest errors far above the calibration; 0.2 or more is a drift",
     "offbeat_doing": "1 for what the worker is doing now, by the name in its status line",
 }
 
@@ -49,11 +50,12 @@ class StatusCollector(Collector):
             "offbeat_series": status.series,
             "offbeat_partitions_owned": len(status.partitions),
             "offbeat_columnar_fetch": int(status.columnar),
+            "offbeat_model_drift": status.drift,
         }
         for name, value in plain.items():
             yield self._gauge(name, None, {"": value})
 
-    def _gauge(self, name: str, label: str | None, values: dict[str, int]) -> Metric:
+    def _gauge(self, name: str, label: str | None, values: Mapping[str, float]) -> Metric:
         gauge = GaugeMetricFamily(name, METRICS[name], labels=["stream", label] if label else ["stream"])
         for key, value in values.items():
             gauge.add_metric([self._stream, key] if label else [self._stream], value)

@@ -224,6 +224,53 @@ class StateStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A hold of a piece of work.
+
+    Attributes:
+        work: its name.
+        holder: told from all others who ever held it.
+        token: above that of every hold before; what is written under a lower one comes too late.
+    """
+
+    work: str
+    holder: str
+    token: int
+
+
+class Leases(Protocol):
+    """Pieces of work that one program does at a time, each for as long as it says in advance.
+
+    Promises: one holder at a time by the store's clock; tokens rise. Leaves out that a holder notices in time
+    that it is none any more: whoever takes what it writes must compare tokens.
+    """
+
+    def take(self, work: str, length_s: float) -> Lease | None:
+        """Hold a piece of work for so long; None while somebody else does.
+
+        Raises:
+            StoreDown: not reachable now; the work may be held until the time is over.
+        """
+        ...
+
+    def keep(self, lease: Lease, length_s: float) -> bool:
+        """Hold it for so long from now on; False where somebody took it since.
+
+        Raises:
+            StoreDown: not reachable now; the hold may end.
+        """
+        ...
+
+    def give(self, lease: Lease) -> None:
+        """Hold it no longer; nothing happens where somebody took it since.
+
+        Raises:
+            StoreDown: not reachable now; it is free when its time is over.
+        """
+        ...
+
+
 class Snapshots(Protocol):
     """Copies of partitions' states beside the store, for when it is lost, and for replays.
 

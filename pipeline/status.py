@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pipeline.accounting import Bin
 from pipeline.config import TRAINING_WINDOWS
 from pipeline.detect import Outputs
+from pipeline.drift import Drift
 from pipeline.ownership import Owned
 from pipeline.records import Assigned, Send, TopicPartition
+from pipeline.series import PartitionState
 
 BUS, STORE, JOURNAL = "waiting for the bus", "waiting for Redis", "waiting for the journal"
 DAMAGE = "stopped at damage"
@@ -33,6 +35,7 @@ class Status:
         alerts, dead_letters: committed by this worker.
         cut: of these, committed with less in them, or alerts as dead letters: their topic takes no more.
         columnar: whether records come as columns, see :class:`pipeline.records.Polled`.
+        drift: share of the newest errors that are far from their calibration, see :mod:`pipeline.drift`.
     """
 
     doing: str
@@ -48,6 +51,7 @@ class Status:
     dead_letters: int = 0
     cut: int = 0
     columnar: bool = True
+    drift: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +73,7 @@ class Report:
     def __init__(self, stream: str, clock: Callable[[], float], notice: Callable[[str], None]) -> None:
         self._stream, self._clock, self._notice = stream, clock, notice
         self.columnar = True
+        self._drift = Drift()
         self._troubles: dict[str, str] = {}
         self._damage = ""
         self._alerts = self._dead_letters = self._cut = 0
@@ -92,6 +97,13 @@ class Report:
     def mended(self, doing: str) -> None:
         """It is over."""
         self._troubles.pop(doing, None)
+
+    def scored(self, state: PartitionState, outputs: Outputs) -> None:
+        """Count how far errors are from their calibration, but for rows that somebody froze."""
+        for scores in outputs.scores:
+            kept = ~scores.silenced & (state.calibration[scores.slot, 4] > 0)  # else it is gone by now
+            calibration = state.calibration[scores.slot[kept]]
+            self._drift.add(state.bundle_id, scores.time_ns[kept], scores.error[kept], calibration)
 
     def published(self, processed: Iterable[Processed]) -> None:
         """Count what was committed."""
@@ -134,6 +146,7 @@ class Report:
             dead_letters=self._dead_letters,
             cut=self._cut,
             columnar=self.columnar,
+            drift=self._drift.share,
         )
 
     def _doing(self, owned: list[Owned], *, waiting: bool) -> tuple[str, str]:

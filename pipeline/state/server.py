@@ -8,6 +8,7 @@ from typing import Self
 
 from pipeline.errors import ConfigError
 from pipeline.state.embedded import EmbeddedServer
+from pipeline.state.leases import RedisLeases
 from pipeline.state.redis import RedisStore
 from pipeline.state.redis_link import FORMS, RedisLink, StoreInfo
 
@@ -36,6 +37,12 @@ class StateServer:
         store = RedisStore(self._url, namespace=namespace, stream=stream)
         self._closing.callback(store.close)
         return store
+
+    def leases(self, *, namespace: str) -> RedisLeases:
+        """The leases of one installation; closed with this object."""
+        leases = RedisLeases(self._url, namespace=namespace)
+        self._closing.callback(leases.close)
+        return leases
 
     def ping(self) -> StoreInfo:
         """What answers.

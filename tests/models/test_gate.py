@@ -12,10 +12,11 @@ from machines import SPEC, waves
 from replaying import history, source, stream
 
 from models import Bundle, SeriesRows, StackScorer, train
-from models.baselines import EwmaZ
+from models.baselines import EwmaZ, baselines
 from models.gate import Comparison, Ruling, gate
 from models.intervals import Estimate
 from models.trial import MAX_RECORDS, Trial
+from pipeline.config import Stream
 from pipeline.detect import Detector
 from pipeline.ports import Scorer
 
@@ -47,7 +48,7 @@ def noise() -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def baselines() -> dict[str, Scorer]:
+def ewma_z() -> dict[str, Scorer]:
     return {"ewma-z": EwmaZ(history(DAYS))}
 
 
@@ -99,10 +100,8 @@ def test_a_challenger_that_learned_from_noise_is_refused(trial: Trial, good: Bun
 
 
 # Each bound alone: without it, the one test below it would see its challenger promoted.
-def test_more_false_alarms_alone_are_refused(
-    trial: Trial, good: Bundle, baselines: dict[str, Scorer]
-) -> None:
-    ruling = against(trial, StackScorer(with_lines(good, 0.7)), baselines["ewma-z"])
+def test_more_false_alarms_alone_are_refused(trial: Trial, good: Bundle, ewma_z: dict[str, Scorer]) -> None:
+    ruling = against(trial, StackScorer(with_lines(good, 0.7)), ewma_z["ewma-z"])
 
     assert verdicts(ruling) == {"false alarms": "worse", "faults found": "within", "held-out error": "within"}
     assert not ruling.promoted
@@ -153,13 +152,56 @@ def test_a_challenger_that_learned_anomalies_as_normal_is_refused(trial: Trial, 
     assert verdicts(ruling)["faults found"] == "worse"
 
 
+class TestReference:
+    """Champion and challenger both learned from rows that were pushed a little at each retrain."""
+
+    def pushed(self, series: int, spreads: float, good: Bundle) -> dict[str, np.ndarray]:
+        spread = good.scaling.spread[0]
+        return {name: rows + spreads * spread * (n < series) for n, (name, rows) in enumerate(DAYS.items())}
+
+    def test_a_drift_that_champion_and_challenger_share_is_noticed(self, good: Bundle) -> None:
+        days = self.pushed(1, 1.5, good)
+        learned = StackScorer(trained(history(days)))
+        trial = Trial(Detector("n", "pumps", stream()), [source(days)])
+
+        without = against(trial, learned, learned)
+        ruling = gate(trial, learned, champion=learned, baselines={}, reference=good)
+
+        assert without.promoted
+        assert not ruling.promoted
+        assert [each.series for each in ruling.drifted] == ["pump-1"]
+        assert ruling.sentence.startswith(
+            "refused: 1 of 4 series have drifted from the pinned reference, pump-1 by +1.5 of its spreads"
+        )
+
+    def test_rows_as_the_reference_knows_them_pass(self, trial: Trial, good: Bundle) -> None:
+        ruling = gate(trial, StackScorer(good), champion=StackScorer(good), baselines={}, reference=good)
+
+        assert ruling.promoted
+        assert (ruling.drifted, ruling.referenced) == ((), 4)
+
+    @pytest.mark.parametrize(("series", "promoted"), [(2, True), (3, False)])
+    def test_a_few_series_of_many_do_not_hold_back_the_others(self, series: int, promoted: bool) -> None:  # noqa: FBT001
+        days = {f"pump-{n:02}": waves(n, 10, 120).values for n in range(40)}
+        known = train(history(days), replace(SPEC, steps=100), source={}, created_at=WHEN)
+        for name in list(days)[:series]:
+            days[name] = days[name] + 5.0
+        trial = Trial(Detector("n", "pumps", stream()), [source(days)])
+
+        ruling = gate(trial, StackScorer(known), champion=None, baselines={}, reference=known)
+
+        assert [each.series for each in ruling.drifted] == list(days)[:series]
+        assert ruling.referenced == 40
+        assert ruling.promoted is promoted
+
+
 def test_where_data_are_too_few_the_champion_stays_and_a_first_model_is_let_in(
-    good: Bundle, noise: Bundle, baselines: dict[str, Scorer]
+    good: Bundle, noise: Bundle, ewma_z: dict[str, Scorer]
 ) -> None:
     little = Trial(Detector("n", "pumps", stream()), [source({"pump-1": DAYS["pump-1"][:330]})])
 
     later = against(little, StackScorer(good), StackScorer(good))
-    first = gate(little, StackScorer(noise), champion=None, baselines=baselines)
+    first = gate(little, StackScorer(noise), champion=None, baselines=ewma_z)
 
     assert len(little.faults) == 6
     assert not later.promoted
@@ -169,11 +211,11 @@ def test_where_data_are_too_few_the_champion_stays_and_a_first_model_is_let_in(
     assert "too little data to tell them apart by all measures" in first.sentence
 
 
-def test_without_a_row_that_counts_nothing_is_compared(good: Bundle, baselines: dict[str, Scorer]) -> None:
+def test_without_a_row_that_counts_nothing_is_compared(good: Bundle, ewma_z: dict[str, Scorer]) -> None:
     none = Trial(Detector("n", "pumps", stream()), [source({"pump-1": DAYS["pump-1"][:5]})])
 
     later = against(none, StackScorer(good), StackScorer(good))
-    first = gate(none, StackScorer(good), champion=None, baselines=baselines)
+    first = gate(none, StackScorer(good), champion=None, baselines=ewma_z)
 
     assert set(verdicts(later).values()) == {"open"}
     assert not later.promoted
@@ -186,9 +228,9 @@ def test_without_a_row_that_counts_nothing_is_compared(good: Bundle, baselines: 
 
 class TestFirstModel:
     def test_one_that_beats_the_baselines_is_promoted(
-        self, trial: Trial, good: Bundle, baselines: dict[str, Scorer]
+        self, trial: Trial, good: Bundle, ewma_z: dict[str, Scorer]
     ) -> None:
-        ruling = gate(trial, StackScorer(good), champion=None, baselines=baselines)
+        ruling = gate(trial, StackScorer(good), champion=None, baselines=ewma_z)
 
         assert ruling.promoted
         assert ruling.sentence.startswith(
@@ -198,18 +240,31 @@ class TestFirstModel:
         assert ruling.contenders["ewma-z"].found.faults < ruling.contenders["challenger"].found.faults / 2
 
     def test_one_that_is_surely_worse_than_a_baseline_is_refused(
-        self, trial: Trial, noise: Bundle, baselines: dict[str, Scorer]
+        self, trial: Trial, noise: Bundle, ewma_z: dict[str, Scorer]
     ) -> None:
-        ruling = gate(trial, StackScorer(noise), champion=None, baselines=baselines)
+        ruling = gate(trial, StackScorer(noise), champion=None, baselines=ewma_z)
 
         assert not ruling.promoted
         assert ruling.sentence.startswith("refused: ")
         assert "of 120 faults found, ewma-z " in ruling.sentence
 
+    def test_pca_of_the_same_code_size_is_the_control(self, trial: Trial, good: Bundle) -> None:
+        """Waves are linear: a few directions say all of them, and a small network does not find them all."""
+        control = baselines(history(DAYS), SPEC)
+
+        ruling = gate(trial, StackScorer(good), champion=None, baselines=control)
+        itself = gate(trial, control["pca"], champion=None, baselines=control)
+
+        assert set(ruling.contenders) == {"challenger", "pca", "ewma-z"}
+        assert not ruling.promoted
+        assert "of 120 faults found, pca 120" in ruling.sentence
+        assert "ewma-z" not in ruling.sentence
+        assert itself.promoted
+
     def test_a_baselines_held_out_errors_are_shown_and_not_compared(
-        self, trial: Trial, good: Bundle, baselines: dict[str, Scorer]
+        self, trial: Trial, good: Bundle, ewma_z: dict[str, Scorer]
     ) -> None:
-        ruling = gate(trial, StackScorer(good), champion=None, baselines=baselines)
+        ruling = gate(trial, StackScorer(good), champion=None, baselines=ewma_z)
 
         assert ruling.contenders["ewma-z"].held_out_error is not None
         assert set(verdicts(ruling)) == {"false alarms", "faults found"}
@@ -251,8 +306,8 @@ def test_a_large_stream_is_looked_at_in_part_and_that_is_said(good: Bundle) -> N
     assert extent.rows == extent.series * (60 - 7)
 
 
-def test_a_ruling_is_json_with_every_figure(trial: Trial, good: Bundle, baselines: dict[str, Scorer]) -> None:
-    ruling = gate(trial, StackScorer(good), champion=None, baselines=baselines)
+def test_a_ruling_is_json_with_every_figure(trial: Trial, good: Bundle, ewma_z: dict[str, Scorer]) -> None:
+    ruling = gate(trial, StackScorer(good), champion=None, baselines=ewma_z)
 
     said = json.loads(json.dumps(ruling.as_json(), allow_nan=False))
 
@@ -276,3 +331,22 @@ def test_a_ruling_is_json_with_every_figure(trial: Trial, good: Bundle, baseline
 )
 def test_an_interval_decides_by_both_its_ends(worse_by: Estimate, verdict: str) -> None:
     assert Comparison.of("champion", "faults found", worse_by, 0.05).verdict == verdict
+
+
+# Live work, replay and the gate share one step: what a contender raises is what it would have raised live.
+@pytest.mark.parametrize("policy", ["ewma", "quantile", "joint"])
+def test_contenders_are_judged_as_they_would_have_been_live(good: Bundle, policy: str) -> None:
+    plain = stream().model_dump(by_alias=True)
+    settings = Stream.model_validate({**plain, "threshold": {"policy": policy}})
+    days = {name: rows.copy() for name, rows in DAYS.items()}
+    days["pump-1"][700:704] += 5.0
+    detector, scorer = Detector("n", "pumps", settings), StackScorer(good)
+
+    alarms = Trial(detector, [source(days)]).alarms(scorer)
+
+    state = detector.fresh("", 0)
+    state.adopt(scorer, "bundle")
+    changes = [change for batch in source(days)() for change in detector.step(state, batch, scorer).changes]
+    fired = [change.at_ns for change in changes if change.revision == 1]
+    assert [alarm.at_ns for alarm in alarms] == fired
+    assert len(fired) >= 1

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.bus.sqlite import SqliteBroker
 from pipeline.config import AlertRules, Stream
 from pipeline.control import (
+    Begun,
     Champion,
     ControlLog,
     ControlView,
@@ -44,6 +45,10 @@ SAID: dict[str, Any] = {
 
 def champion(bundle: str, predecessor: str | None = None, **more: Any) -> Champion:  # noqa: ANN401
     return Champion(**SAID | more, bundle=bundle, predecessor=predecessor)
+
+
+def begun(fence: int, **more: Any) -> Begun:  # noqa: ANN401
+    return Begun(**SAID | more, fence=fence)
 
 
 def policy(made: Stream, predecessor: str | None = None, **more: Any) -> Policy:  # noqa: ANN401
@@ -107,6 +112,7 @@ def test_a_record_says_who_when_and_why_and_is_keyed_by_its_stream() -> None:
         "why": "20 % fewer false alarms, für die Nachtschicht",
         "bundle": "b1",
         "predecessor": None,
+        "fence": None,
     }
 
 
@@ -270,11 +276,60 @@ def test_offsets_without_records_are_passed() -> None:
     assert (view.next_offset, view.champions) == (10, {"pumps": "b2"})
 
 
+class TestFences:
+    """A program that lost its hold of the work, and does not know it yet, changes nothing any more."""
+
+    def test_a_champion_under_an_older_fence_than_one_that_began_is_void(self) -> None:
+        view, void = taken(champion("b1"), begun(7), begun(9), champion("b2", "b1", fence=7))
+
+        assert view.champions == {"pumps": "b1"}
+        [sentence] = void
+        assert sentence == (
+            f"{AT} offset 3: the champion record of 'pumps' by {SAID['who']} is void: it was made under "
+            "the fence 7, and work began under 9 since"
+        )
+
+    def test_the_holder_of_the_newest_fence_promotes(self) -> None:
+        view, void = taken(begun(7), begun(9), champion("b1", fence=9), champion("b2", "b1", fence=9))
+
+        assert (view.champions, view.fences, void) == ({"pumps": "b2"}, {"pumps": 9}, [])
+
+    def test_who_promoted_under_a_higher_fence_had_begun(self) -> None:
+        view, void = taken(champion("b1", fence=9), champion("b2", "b1", fence=8))
+
+        assert view.champions == {"pumps": "b1"}
+        assert len(void) == 1
+
+    def test_who_begins_under_an_older_fence_takes_nothing_back(self) -> None:
+        view, void = taken(begun(9), begun(7), champion("b1", fence=8))
+
+        assert (view.champions, view.fences) == ({}, {"pumps": 9})
+        assert len(void) == 2
+
+    def test_people_have_no_fence_and_always_count(self) -> None:
+        view, void = taken(begun(9), champion("b1"), champion("b2", "b1"))
+
+        assert (view.champions, view.fences, void) == ({"pumps": "b2"}, {"pumps": 9}, [])
+
+    def test_the_predecessor_rule_holds_under_any_fence(self) -> None:
+        view, void = taken(champion("b1"), begun(9), champion("b3", "b2", fence=9))
+
+        assert view.champions == {"pumps": "b1"}
+        assert len(void) == 1
+
+    def test_streams_have_fences_of_their_own(self) -> None:
+        view, void = taken(begun(9), champion("b1", fence=7, stream="fans"))
+
+        assert (view.champions, void) == ({"fans": "b1"}, [])
+
+
 RECORDS = st.one_of(
+    st.builds(begun, st.integers(1, 3), stream=st.sampled_from(["pumps", "fans"])),
     st.builds(
         champion,
         st.sampled_from(["b1", "b2"]),
         st.sampled_from([None, "b1", "b2"]),
+        fence=st.none() | st.integers(1, 3),
         stream=st.sampled_from(["pumps", "fans"]),
     ),
     st.builds(

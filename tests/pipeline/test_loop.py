@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
-from working import AT, NORMAL, ODD, Plant, Running, assert_exactly_once, plant_at, settings
+from working import AT, NORMAL, ODD, START_S, Plant, Running, assert_exactly_once, plant_at, settings
 
 from pipeline.errors import BusDown, BusError, BusFull, OffbeatError
 from pipeline.journal import InForce
 from pipeline.ports import PutResult
 from pipeline.records import Assigned
+from pipeline.silences import Matchers, Silence
 from pipeline.state.embedded import EmbeddedServer
 from pipeline.testing import FakeScorer
 
@@ -546,6 +548,35 @@ def test_another_champion_starts_the_moments_anew_and_makes_no_alert(plant: Plan
     running.turn()
     assert plant.alerts() == []
     assert any("model bundle-2 from offset 20 on" in notice for notice in running.notices)
+
+
+# A drift shows in the calibration's units, and begins anew with the model that was trained because of it.
+def test_errors_far_from_their_calibration_are_a_drift_until_another_model_judges(plant: Plant) -> None:
+    plant.produce(*[NORMAL] * 21)
+    running = plant.worker().read_all()
+    assert running.status.drift == 0
+
+    plant.produce(*[ODD] * 20)
+    running.turn()
+    assert running.status.drift == pytest.approx(0.5, abs=0.02)
+
+    plant.desk.promote("bundle-2", FakeScorer(level=ODD))
+    running.later(1)
+    plant.produce(ODD, ODD, ODD)
+    running.turn()
+    assert running.status.drift == 0
+
+
+def test_frozen_rows_are_no_drift(plant: Plant) -> None:
+    begin = datetime.fromtimestamp(START_S, UTC)
+    end = begin + timedelta(hours=1)
+    plant.desk.silence("works", Silence(matchers=Matchers(stream="*"), mode="freeze", start=begin, end=end))
+    plant.produce(*[NORMAL] * 2, *[ODD] * 20)
+
+    running = plant.worker().read_all()
+
+    assert running.status.frozen >= 20
+    assert running.status.drift == 0
 
 
 def row_count(running: Running) -> float:

@@ -30,6 +30,7 @@ STATUS = Status(
     dead_letters=9,
     cut=10,
     columnar=False,
+    drift=0.25,
 )
 
 
@@ -74,6 +75,7 @@ def test_every_metric_is_served_with_its_meaning_and_nothing_else() -> None:
         "offbeat_series": {(of,): 6},
         "offbeat_partitions_owned": {(of,): 2},
         "offbeat_columnar_fetch": {(of,): 0},
+        "offbeat_model_drift": {(of,): 0.25},
     }
 
 

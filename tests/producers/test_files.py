@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, InputError, NotFound
 from pipeline.ports import Broker
-from producers import files, layouts
+from producers import files, layouts, tables
 from producers.files import FileOptions, FilesReport
 from producers.pacing import Recorded
 
@@ -407,3 +408,18 @@ def test_times_without_a_zone_are_utc(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "time,x", "2026-03-09 12:14:36,1")
 
     assert produced(path)[0][0]["time"] == datetime(2026, 3, 9, 12, 14, 36, tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
+def test_columns_that_were_written_are_rows_that_are_read(name: str, tmp_path: Path) -> None:
+    tables.write(tmp_path / name, {"series": ["a", "b, c"], "x": np.array([0.1, 2], np.float32)})
+
+    found = [row.cells for row in tables.rows(tmp_path / name)]
+
+    assert [row["series"] for row in found] == ["a", "b, c"]
+    assert [layouts.number(row["x"]) for row in found] == pytest.approx([0.1, 2])
+
+
+def test_columns_are_written_as_csv_or_parquet_only(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.jsonl: results are written as CSV or Parquet"):
+        tables.write(tmp_path / "a.jsonl", {"x": [1]})

@@ -277,6 +277,11 @@ class Joint(_Rolling):
     """The autoencoder's error joined with its companions: the level, the memory of shapes, the rarity."""
 
     policy: Literal["joint"]
+    adapt_after: Duration = Field(
+        0.0,
+        description="an anomaly that lasts longer begins to count as normal; by default every row teaches "
+        "(docs/quality.md)",
+    )
     line: float | None = Field(
         None,
         gt=0,

@@ -290,12 +290,9 @@ def level_of(
         spread = max(math.sqrt(now.level[slot, 3 * f + 1]), _LEAST_LEVEL_SPREAD)
         z = abs(value - now.level[slot, 3 * f]) / spread
         scratch.z[f] = z
-        if z > first:
-            first, second, third = z, first, second
-        elif z > second:
-            second, third = z, second
-        elif z > third:
-            third = z
+        first, z = max(first, z), min(first, z)
+        second, z = max(second, z), min(second, z)
+        third = max(third, z)
     return float((first + second + third) / min(features, _TOP))
 
 
@@ -313,11 +310,11 @@ def nearest_shape(
     values, features = scratch.shape.shape[0], anchor.shape[0]
     if now.shapes.shape[1] == 0:
         return -1, 0.0
-    first = tail.shape[0] - values
-    for j in range(0, values, features):
-        for f in range(features):
-            value = anchor[f] + tail[first + j + f]
-            scratch.shape[j + f] = scaled(value, seeds.median[model, f], seeds.spread[model, f])
+    first, f = tail.shape[0] - values, 0
+    for j in range(values):
+        value = anchor[f] + tail[first + j]
+        scratch.shape[j] = scaled(value, seeds.median[model, f], seeds.spread[model, f])
+        f = f + 1 if f + 1 < features else 0
     stored = int(now.scalars[slot, 0].stored)
     if stored == 0:
         return -1, 0.0

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from feeding import COMPILED, Feed, stream
+from feeding import COMPILED, Feed, reading, stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline.alerts import Alert
 from pipeline.companions import PROTOTYPES, SETTLING_ROWS, Companions, Parts, Scratch, Seeds, go_over, weights
 from pipeline.config import Stream
 from pipeline.episodes import FIRING, accept
@@ -404,6 +405,49 @@ class TestChannels:
 
         assert scores.max() < 1
         assert feed.state.series.level[0, 0] == pytest.approx(9, abs=1)
+
+
+class TestAlerts:
+    """What an alert tells of a joined score."""
+
+    def fired(self, **threshold: object) -> Alert:
+        values = noise(2_000)
+        values[1_500:] += 9.0
+        feed = Feed(joint(adapt_after="6h", **{"line": 2.0, "rarity": False, **threshold}), FakeScorer())
+        feed.send(*events(values))
+        return next(alert for alert in feed.alerts if alert.started_at.timestamp() >= 1_500)
+
+    def test_the_channel_that_adds_most_comes_first(self) -> None:
+        alert = self.fired()
+
+        assert alert.joined is not None
+        channels = alert.joined.channels
+        assert {each.name for each in channels} == {"autoencoder", "level", "shapes"}
+        assert [each.share for each in channels] == sorted((each.share for each in channels), reverse=True)
+        assert sum(each.share for each in channels) == pytest.approx(1)
+        at_one = {"autoencoder": 2.25, "level": 4.7, "shapes": 2.7}
+        parts = [(max(each.z, 0) / at_one[each.name]) ** 4 for each in channels]
+        assert parts[0] / sum(parts) == pytest.approx(channels[0].share)
+        assert alert.score is not None
+        assert alert.threshold is not None
+        assert alert.score * alert.threshold == pytest.approx(sum(parts) ** 0.25)
+
+    def test_what_is_off_is_not_named(self) -> None:
+        alert = self.fired(level=False, shapes=False)
+        assert alert.joined is not None
+        assert [each.name for each in alert.joined.channels] == ["autoencoder"]
+        assert alert.joined.rarity is None
+
+        weighed = self.fired(rarity=True, line=0.7).joined
+        assert weighed is not None
+        assert weighed.rarity is not None
+        assert 0.003 <= weighed.rarity <= 1
+
+    def test_other_policies_join_nothing(self) -> None:
+        feed = Feed(stream())
+        feed.send(*(reading("a", t, 50.0) for t in range(3)))
+
+        assert [alert.joined for alert in feed.alerts[:1]] == [None]
 
 
 class Warmed(FakeScorer):

@@ -147,9 +147,10 @@ class Recipe:
         z, last_z = self.error.z(error), self.last.z(last)
         scores = join(z), join(last_z)
 
-        self.error.learn(error, z)
-        self.last.run = self.error.run - (z > 2)
-        self.last.learn(last, z)
+        if self.features == 1:  # of many, the error's moments stay where training left them
+            self.error.learn(error, z)
+            self.last.run = self.error.run - (z > 2)
+            self.last.learn(last, z)
         for x, each, one in zip(row, self.levels, level_z, strict=True):
             each.learn(float(x), one)
         if self.settling:

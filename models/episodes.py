@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,7 +52,6 @@ class LeftOut:
         """What people and the stream's workers said so far.
 
         Raises:
-            NotFound: the stream's topic does not exist.
             BusDown: the bus cannot be reached.
             Unreadable: part of the journal is damaged.
         """
@@ -67,7 +67,7 @@ def told_episodes(reader: Reader, topic: str, journal_topic: str, normal: Collec
 
     Args:
         reader: of the bus.
-        topic: the stream's input.
+        topic: the stream's input; without it there are none.
         journal_topic: where its workers wrote what they did; without it there are none.
         normal: ids of alerts that people called false or normal, see :func:`called_normal`.
 
@@ -76,13 +76,11 @@ def told_episodes(reader: Reader, topic: str, journal_topic: str, normal: Collec
         Unreadable: part of the journal is damaged.
     """
     journal, changes = JournalLog(reader, journal_topic), list[Transition]()
-    for number, bounds in reader.bounds(topic).items():
-        try:
+    with suppress(NotFound):
+        for number, bounds in sorted(reader.bounds(topic).items()):
             entries, _ = journal.entries(number, settled=False)
-        except NotFound:
-            continue
-        past = fold(entries, bounds.topic_id, bounds.end_offset)
-        changes += (change for each in past.alerts for change in each.changes)
+            past = fold(entries, bounds.topic_id, bounds.end_offset)
+            changes += (change for each in past.alerts for change in each.changes)
     return list(_episodes(changes, normal))
 
 

@@ -342,6 +342,15 @@ class Training(Section):
     )
     steps: int = Field(1_200, ge=1, le=1_000_000, description="optimiser steps at most")
     seed: int = Field(0, ge=0)
+    every: Duration = Field(
+        86_400.0, description="trained anew so long after the last decision on its model; 0: when asked"
+    )
+    drift_every: Duration = Field(
+        900.0, description="a retrainer looks so often whether the newest rows have drifted; 0: never"
+    )
+    read_rate: int = Field(
+        50_000, ge=1, le=100_000_000, description="records a second that a retrainer reads at most"
+    )
     device: Device = Field("auto", description="`cuda`: a GPU; `auto`: one where there is one, else the CPU")
     threads: int = Field(1, ge=1, le=256, description="CPU threads that train, each some of the networks")
 

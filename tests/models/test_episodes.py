@@ -118,6 +118,7 @@ def test_a_topic_made_again_and_a_stream_nobody_watched_have_none() -> None:
 
         assert told(broker) == []
         assert told_episodes(broker.reader(), TOPIC, "none", ()) == []
+        assert told_episodes(broker.reader(), "none", JOURNAL, ()) == []
 
 
 @pytest.mark.parametrize(

@@ -267,21 +267,19 @@ class TestState:
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
     def test_a_series_that_was_gone_comes_back_as_a_new_one_in_the_same_batch_or_the_next(self) -> None:
-        rows = machine(200)
         settings_ = joint(line=0.5)
-        gone = settings_.model_copy(
-            update={"events": settings_.events.model_copy(update={"forget_after": 1_000.0})}
-        )
-        packed = []
-        for cut in (200, 400):
-            feed = Feed(gone, FakeScorer())
-            both = [*events(rows), *events(noise(200), first=5_000)]
-            feed.send(*both[:cut])
-            feed.send(*both[cut:])
-            packed.append(feed.state.pack(whole=True).rows.tobytes())
-            assert feed.state.series.scalars["grown"][0, 0] < 0.05 * 200
+        limits = settings_.events.model_copy(update={"forget_after": 1_000.0})
+        after = [*events(noise(1), "b", 4_000), *events(noise(1), first=4_001)]
+        sent = [*events(machine(200)), *after, *events(noise(100), first=4_002)]
+        states = []
+        for cut in (0, 201):
+            feed = Feed(settings_.model_copy(update={"events": limits}), FakeScorer())
+            outputs = [feed.send(*sent[:cut]), feed.send(*sent[cut:])]
+            assert [alert.series for alert in feed.alerts if alert.at.timestamp() < 200]
+            scores = np.concatenate([each.score for one in outputs for each in one.scores])
+            states.append((scores[193:].tolist(), feed.state.series.scalars["grown"].max()))
 
-        assert packed[0] == packed[1]
+        assert states[0] == states[1]
 
     def test_series_pay_for_what_they_have(self) -> None:
         """The figures of the guide."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contamination import halved, poisoned, variants
 from controls import always, by_chance, episodes, ewma_z
 from labelled import (
     ROOT,
@@ -40,6 +41,7 @@ from measures import average_precision, event_f1, hit_rate, nab_points, nab_scor
 
 from models import StackScorer
 from pipeline.alerts import Alert
+from pipeline.config import Stream
 from pipeline.ports import Calibrated, Errors, Explanation, Scorer, Windows
 
 READERS: dict[str, Callable[[Path, str], DataSet]] = {"nab": nab, "smd": smd, "skab": skab}
@@ -51,6 +53,11 @@ LINES = np.geomspace(0.02, 50, 400)[::-1]
 COLUMNS = (
     "Detector", "Events", "False alarms a day", "Delay", "Event F1", "at equal false alarms", "NAB",
     "at equal false alarms", "AUC-PR", "VUS-PR", "FAR", "MAR", "F1 of rows",
+)  # fmt: skip
+
+CONTAMINATION_COLUMNS = (
+    "Learned from anomalies", "Left out", "Events", "False alarms a day", "Event F1",
+    "Events at equal false alarms",
 )  # fmt: skip
 
 
@@ -153,13 +160,16 @@ def main() -> int:
     if folder is None:
         return 2
     report, tables = {}, []
-    for name in options.only:
+    sets = {each: READERS[each](folder / each, options.series) for each in options.only}
+    for name, data in sets.items():
         began = time.monotonic()
-        data = READERS[name](folder / name, options.series)
         print(f"{name}: {len(data.every)} series", flush=True)
         report[name] = measure(data, options.kept)
         tables.append(_table(data, report[name]))
-        print(f"{tables[-1]}\n\n{time.monotonic() - began:.0f} s", flush=True)
+        if not options.no_contamination and halved(data).every:
+            report[name]["contamination"] = contaminate(data, options.kept)
+            tables.append(_contamination_table(report[name]["contamination"]))
+        print("\n\n".join(tables[-2:]) + f"\n\n{time.monotonic() - began:.0f} s", flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=2) + "\n")
     print(f"written: {options.output}")
@@ -175,6 +185,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", choices=READERS, default=list(READERS), help="parts to measure")
     parser.add_argument("--series", default="*", help="files of these parts, a pattern with * and ?")
+    parser.add_argument(
+        "--no-contamination", action="store_true", help="leave out what anomalies in training cost"
+    )
     parser.add_argument("--kept", type=Path, default=KEPT, help="folder of bundles, kept by their content")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "quality.json")
     parser.add_argument("--page", type=Path, help="write the tables into this page; make quality does")
@@ -211,9 +224,14 @@ def judge(data: DataSet, entry: Entry, scorers: dict[str, Remembering], kept: Pa
     key = stream.model_dump_json(include={"model", "training"})
     if key not in scorers:
         scorers[key] = Remembering(StackScorer(train(data, entry.settings, kept)))
+    return judge_by(data, stream, Blind(scorers[key]) if entry.blind else scorers[key])
+
+
+def judge_by(data: DataSet, stream: Stream, scorer: Scorer) -> list[Judged]:
+    """The detect step with one scorer over every series."""
     judged = []
     for each in data.every:
-        outputs = watch(data, each, Blind(scorers[key]) if entry.blind else scorers[key], stream)
+        outputs = watch(data, each, scorer, stream)
         times, scores, last = (
             np.concatenate([getattr(part, name) for part in outputs.scores])
             for name in ("time_ns", "score", "last_score")
@@ -404,6 +422,52 @@ def causes(data: DataSet, judged: Sequence[Judged]) -> list[dict[str, Any]]:
         for name, ranked in rankings.items()
         if ranked
     ]
+
+
+def contaminate(data: DataSet, kept: Path) -> dict[str, Any]:
+    """What is found of later windows after learning from earlier ones, and when a slow push is noticed."""
+    rows, at_most = [], 0
+    for share, left_out, some, scorer in variants(data, kept):
+        judged = judge_by(some, some.stream(), scorer)
+        counts = _counts(some, [each.fired for each in judged])
+        if not rows:
+            at_most = sum(each["false_alarms"] for each in counts)
+        line = equal_line(some, judged, at_most)
+        equal = _counts(some, [each.fired for each in _moved(some, judged, line)])
+        rows.append(
+            {
+                "share": share,
+                "left_out": left_out,
+                "events": some.events,
+                **_summary(some, counts),
+                "at_equal_false_alarms": _summary(some, equal),
+            }
+        )
+    return {"rows": rows, "pushes": poisoned(data, kept)}
+
+
+def _contamination_table(report: dict[str, Any]) -> str:
+    lines = [
+        f"| {' | '.join(CONTAMINATION_COLUMNS)} |",
+        "|---" * len(CONTAMINATION_COLUMNS) + "|",
+    ]
+    lines += [
+        f"| {row['share']} | {row['left_out']} | {row['found']} of {row['events']} "
+        f"| {row['false_alarms_per_day']['value']:.3f} | {row['event_f1']['value']:.2f} "
+        f"| {row['at_equal_false_alarms']['found']} |"
+        for row in report["rows"]
+    ]
+    if report["pushes"]:
+        lines += ["", "| Pushed at each retrain | Noticed | At retrain |", "|---|---|---|"]
+    lines += [
+        f"| {row['push']:g} spreads | {row['noticed']} of {row['series']} series | {_at_retrain(row)} |"
+        for row in report["pushes"]
+    ]
+    return "\n".join(lines)
+
+
+def _at_retrain(row: dict[str, Any]) -> str:
+    return f"{row['at_retrain']:g} ({row['first']} to {row['last']})" if row["noticed"] else ""
 
 
 def _table(data: DataSet, report: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.companions import Parts, weights
+from pipeline.companions import weights
 from pipeline.config import Ewma, Joint, Quantile, Static, Stream
 from pipeline.ports import Explanation, Float64s
 from pipeline.records import Int64s
@@ -140,7 +140,9 @@ def joint_line(stream: Stream) -> float:
     threshold = stream.threshold
     if not isinstance(threshold, Joint):
         return 0.0
-    return threshold.line or (0.444 if Parts.of(stream).rarity else 1.0)
+    if len(stream.feature_names) > 1:
+        return threshold.line or 3.25
+    return threshold.line or (0.444 if threshold.rarity else 1.55)
 
 
 def deviations(stream: Stream) -> Deviations:

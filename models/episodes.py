@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +16,7 @@ from pipeline.ports import Reader
 
 OPEN_NS: Final = (1 << 63) - 1
 """The end of an episode that is not over."""
+_WORTH: Final = ("confirm", "false alarm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Episode:
         started_ns, ended_ns: event times of its first row above the line and of the row that resolved it.
         critical: whether it became that.
         normal: whether people called it a false alarm, and not confirmed it since, or the new normal.
+        confirmed: whether people said that it was one, and have not called it a false alarm since.
     """
 
     series: str
@@ -32,6 +35,7 @@ class Episode:
     ended_ns: int
     critical: bool
     normal: bool
+    confirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,47 +55,52 @@ class LeftOut:
         """What people and the stream's workers said so far.
 
         Raises:
-            NotFound: the stream's topic does not exist.
             BusDown: the bus cannot be reached.
             Unreadable: part of the journal is damaged.
         """
         topic, journal = config.stream(stream).topic, config.journal_topic(stream)
         return cls(
             view.decisions(stream, view.decided(stream)).freezes,
-            told_episodes(reader, topic, journal, called_normal(view, stream)),
+            told_episodes(reader, topic, journal, called_normal(view, stream), called_right(view, stream)),
         )
 
 
-def told_episodes(reader: Reader, topic: str, journal_topic: str, normal: Collection[str]) -> list[Episode]:
+def told_episodes(
+    reader: Reader, topic: str, journal_topic: str, normal: Collection[str], confirmed: Collection[str] = ()
+) -> list[Episode]:
     """The anomalies that a stream's workers told of, as its journal has them.
 
     Args:
         reader: of the bus.
-        topic: the stream's input.
+        topic: the stream's input; without it there are none.
         journal_topic: where its workers wrote what they did; without it there are none.
         normal: ids of alerts that people called false or normal, see :func:`called_normal`.
+        confirmed: ids of those that they called right, see :func:`called_right`.
 
     Raises:
         BusDown: the bus cannot be reached.
         Unreadable: part of the journal is damaged.
     """
     journal, changes = JournalLog(reader, journal_topic), list[Transition]()
-    for number, bounds in reader.bounds(topic).items():
-        try:
+    with suppress(NotFound):
+        for number, bounds in sorted(reader.bounds(topic).items()):
             entries, _ = journal.entries(number, settled=False)
-        except NotFound:
-            continue
-        past = fold(entries, bounds.topic_id, bounds.end_offset)
-        changes += (change for each in past.alerts for change in each.changes)
-    return list(_episodes(changes, normal))
+            past = fold(entries, bounds.topic_id, bounds.end_offset)
+            changes += (change for each in past.alerts for change in each.changes)
+    return list(_episodes(changes, normal, confirmed))
 
 
-def _episodes(changes: Iterable[Transition], normal: Collection[str]) -> Iterable[Episode]:
+def _episodes(
+    changes: Iterable[Transition], normal: Collection[str], confirmed: Collection[str]
+) -> Iterable[Episode]:
     """The last revision of an alert says when it began, how bad it became, and whether it is over."""
     last = {change.id: change for change in changes if change.alert == "anomaly"}
     for each in last.values():
         ended_ns = each.at_ns if each.state == "resolved" else OPEN_NS
-        yield Episode(each.series, each.started_ns, ended_ns, each.severity == "critical", each.id in normal)
+        critical = each.severity == "critical"
+        yield Episode(
+            each.series, each.started_ns, ended_ns, critical, each.id in normal, each.id in confirmed
+        )
 
 
 def called_normal(view: ControlView, stream: str) -> set[str]:
@@ -107,3 +116,13 @@ def called_normal(view: ControlView, stream: str) -> set[str]:
         elif said.verdict == "confirm":
             false.discard(said.alert)
     return false | accepted
+
+
+def called_right(view: ControlView, stream: str) -> set[str]:
+    """The alerts of a stream that people confirmed, and have not called false alarms since."""
+    last = {
+        said.alert: said.verdict
+        for _, said in view.feedback
+        if said.stream == stream and said.verdict in _WORTH
+    }
+    return {alert for alert, verdict in last.items() if verdict == "confirm"}

@@ -118,7 +118,7 @@ class _Berth(NamedTuple):
 def place(tracks: Sequence[Track], stream: Stream, seed: int, most: int = MAX_FAULTS) -> list[Fault]:
     """Faults for a trial, at most ``most``, evenly over series and time, equally many of each kind.
 
-    Each has usable rows of its own: a window before it, one after it in which it may still be found, and as
+    Each has calm rows of its own: a window before it, one after it in which it may still be found, and as
     many as an alert takes to end and the series to be able to raise the next. Only features that vary are
     changed. The result follows from the arguments alone.
     """

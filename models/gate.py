@@ -52,7 +52,7 @@ class Figures:
     """What one contender did.
 
     Attributes:
-        false_alarms: alerts outside known anomalies in the replay without faults.
+        false_alarms: alerts outside confirmed anomalies in the replay without faults.
         a_day: the same to a day and series.
         found: in the replay with faults, over all kinds.
         by_kind: the same of each kind.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.episodes import Episode
 from models.scaling import Scaling
 from pipeline.config import Stream
 from pipeline.control import Standing
@@ -20,14 +21,6 @@ from pipeline.readings import Decoder, Readings
 from pipeline.records import Int64s, RecordBatch, TopicPartition
 from pipeline.series import PartitionState
 from pipeline.silences import Matchers
-
-
-class Episode(NamedTuple):
-    """A known anomaly of a series: from the first to the last of its event times."""
-
-    series: str
-    start_ns: int
-    end_ns: int
 
 
 class Raw(NamedTuple):
@@ -46,7 +39,9 @@ class Track:
         series, partition: which.
         time_ns: int64[n], rising, of the rows that are judged.
         values: float64[n, F], their values after the transforms.
-        usable: bool[n]; false within a window's reach of known anomalies and of frozen rows.
+        usable: bool[n], whether an alert there is a false one: not within a window's reach of confirmed
+            anomalies and of frozen rows.
+        calm: bool[n], whether a fault may stand there: no anomaly was told of at all within a window's reach.
         fresh: bool[n]; true where a hole is before the row, over which no window reaches.
         raw: for each feature, what was observed.
     """
@@ -56,23 +51,23 @@ class Track:
     time_ns: Int64s
     values: Float64s
     usable: NDArray[np.bool_]
+    calm: NDArray[np.bool_]
     fresh: NDArray[np.bool_]
     raw: tuple[Raw, ...]
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """Stretches ``[first, end)`` of usable rows without a hole."""
-        usable = np.concatenate([[False], self.usable, [False]])
+        """Stretches ``[first, end)`` of calm rows without a hole."""
+        calm = np.concatenate([[False], self.calm, [False]])
         fresh = np.concatenate([self.fresh, [True]])
-        first = np.flatnonzero(usable[1:] & (~usable[:-1] | fresh))
-        end = np.flatnonzero(usable[:-1] & (~usable[1:] | fresh))
+        first = np.flatnonzero(calm[1:] & (~calm[:-1] | fresh))
+        end = np.flatnonzero(calm[:-1] & (~calm[1:] | fresh))
         yield from zip(first.tolist(), end.tolist(), strict=True)
 
     @property
     def spread(self) -> Float64s:
         """float64[F], the robust spread of its rows; see :meth:`models.scaling.Scaling.fit`."""
-        spread: Float64s = Scaling.fit(self.values[self.usable] if self.usable.any() else self.values).spread[
-            0
-        ]
+        rows = self.values[self.usable] if self.usable.any() else self.values
+        spread: Float64s = Scaling.fit(rows).spread[0]
         return spread
 
     @property
@@ -86,7 +81,7 @@ def survey(
 ) -> Iterator[Track]:
     """The series of one partition's records, those without a full window left out.
 
-    ``detector`` says which stream. Rows near ``freezes`` and ``known`` anomalies are not usable.
+    ``detector`` says which stream; ``known`` are the anomalies that were told of.
     """
     if not batches:
         return
@@ -109,16 +104,25 @@ def survey(
     raw, window = watching.raw(len(state.names)), stream.model.window
     for each, (first, end) in enumerate(pairwise(ends)):
         mine, series = order[first:end], state.names[each] or ""
-        shunned = frozen[mine]
-        for episode in known:
-            if episode.series == series:
-                shunned |= (time_ns[mine] >= episode.start_ns) & (time_ns[mine] <= episode.end_ns)
         full = _full(fresh[mine], window)
-        if full.any():
-            usable = full & ~_near(shunned, window)
-            yield Track(
-                series, batches[0].partition, time_ns[mine], values[mine], usable, fresh[mine], raw[each]
-            )
+        if not full.any():
+            continue
+        told = [episode for episode in known if episode.series == series]
+        confirmed = [episode for episode in told if episode.confirmed]
+        usable, calm = (
+            full & ~_near(frozen[mine] | _within(some, time_ns[mine]), window) for some in (confirmed, told)
+        )
+        yield Track(
+            series, batches[0].partition, time_ns[mine], values[mine], usable, calm, fresh[mine], raw[each]
+        )
+
+
+def _within(episodes: Sequence[Episode], time_ns: Int64s) -> NDArray[np.bool_]:
+    """bool[n]: whether a row is in one of some episodes."""
+    inside = np.zeros(len(time_ns), bool)
+    for each in episodes:
+        inside |= (time_ns >= each.started_ns) & (time_ns <= each.ended_ns)
+    return inside
 
 
 class _Watching(Decoder):

@@ -10,19 +10,20 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.episodes import Episode
 from models.excerpt import Excerpt
 from models.faults import Changed, Injecting, changes, place
 from models.history import Batches
 from models.samples import HELD_OUT_SHARE, SeriesRows, as_windows, evenly, windows_at
 from models.scaling import TARGET_CLIP
-from models.tracks import Episode, survey
+from models.tracks import survey
 from pipeline.control import NO_DECISIONS, Decisions
 from pipeline.detect import Detector
 from pipeline.ports import Float64s, Scorer, Windows
 from pipeline.records import Int64s, TopicPartition
 
 MAX_RECORDS: Final = 1_000_000
-"""Records that a trial holds and goes through some six times: seconds each, and about 200 MB."""
+"""Records that a trial holds and goes through some six times: seconds each, and 350 MB with four features."""
 MAX_WINDOWS: Final = 8_192
 """Held-out windows, over all series: enough to know the mean of their errors to a percent."""
 
@@ -115,7 +116,8 @@ class Trial:
             detector: of the stream.
             sources: each opens the records of one partition.
             decisions: what people decided about how its rows are judged.
-            known: anomalies that there were: alerts in them are no false alarms.
+            known: anomalies that were told of: no fault stands in them, and alerts in confirmed ones are not
+                false.
             most_records: bound on the records that are kept.
             on_records: hears how many records were read, or gone through once more; what it raises ends the
                 work.

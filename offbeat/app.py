@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, NotFound
 from pipeline.records import TopicSpec
 
 if TYPE_CHECKING:  # these pull in torch, numba or redis, which most commands do not need
+    from consumers.attempt import Parts as RetrainerParts
     from consumers.notifier import Parts as NotifierParts
     from consumers.replayer import Parts as ReplayParts
     from models import Registry
@@ -216,6 +217,36 @@ def open_notifier(
             transactional_id=f"{config.notifier_group}.{uuid.uuid4().hex}",
         )
         yield Parts(config, bus, broker.reader(), observe=observe, notice=notice, wait=wait)
+
+
+@contextmanager
+def open_retrainer(
+    config: Config,
+    stream: str,
+    who: str,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    notice: Callable[[str], None] = lambda _: None,
+    wait: Callable[[float], object] = time.sleep,
+) -> Iterator[RetrainerParts]:
+    """All that a stream's retrainer is made of, which decides as ``who``. Topics that are missing are made.
+
+    Raises:
+        NotFound: the input topic does not exist.
+        StoreDown, BusDown: a server cannot be reached; trying again can help.
+        OffbeatError: what else :func:`open_bus` and :func:`open_state` raise.
+    """
+    from consumers.attempt import Parts
+
+    with open_state(config) as server, open_bus(config.bus) as broker:
+        server.ping()
+        require_input(config, stream, broker)
+        broker.admin().create(output_topics(config))
+        leases = server.leases(namespace=config.namespace)
+        yield Parts(
+            config, stream, broker.reader(), broker.producer(), registry(config), leases, who,
+            should_stop=should_stop, notice=notice, wait=wait,
+        )  # fmt: skip
 
 
 @contextmanager

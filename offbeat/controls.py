@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.control import (
-    Begun,
     Champion,
     ControlLog,
     ControlView,
@@ -82,38 +81,17 @@ class Control:
         """What stands now."""
         return self._log.refresh()
 
-    def begin(self, stream: str, why: str, fence: int) -> None:
-        """Say that work on the stream's next champion begins: who began before under less comes too late.
-
-        Raises:
-            OffbeatError: somebody began under a higher fence already.
-        """
-        self._publish(Begun(**self._said(stream, why), fence=fence))
-        if (now := self.view().fences[stream]) != fence:
-            raise OffbeatError(
-                f"stream {stream!r}: another program began to train it since (fence {now}, here {fence}); "
-                "leave it to that one"
-            )
-
-    def promote(self, stream: str, bundle_id: str, why: str, fence: int | None = None) -> str | None:
+    def promote(self, stream: str, bundle_id: str, why: str) -> str | None:
         """Make a bundle the champion; returns its predecessor's id.
 
-        ``fence`` is that of a program's hold of the work, see :class:`pipeline.control.Champion`.
-
         Raises:
-            OffbeatError: somebody else promoted another one at the same moment, or holds the work now.
+            OffbeatError: somebody else promoted another one at the same moment.
         """
         before = self.view().champions.get(stream)
         if before == bundle_id:
             return before
-        self._publish(Champion(**self._said(stream, why), bundle=bundle_id, predecessor=before, fence=fence))
-        after = self.view()
-        if fence is not None and (held := after.fences[stream]) > fence:
-            raise OffbeatError(
-                f"stream {stream!r}: bundle {bundle_id[:12]} was not promoted: another program began to "
-                f"train the stream since (fence {held}, here {fence}); leave it to that one"
-            )
-        if (now := after.champions.get(stream)) != bundle_id:
+        self._publish(Champion(**self._said(stream, why), bundle=bundle_id, predecessor=before))
+        if (now := self.view().champions.get(stream)) != bundle_id:
             raise OffbeatError(
                 f"stream {stream!r}: another bundle, {(now or 'none')[:12]}, was promoted at the same "
                 "moment; look at it and try again"

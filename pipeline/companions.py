@@ -280,7 +280,10 @@ def begin_again(
 def level_of(
     now: Companions, slot: int, values: Float64s, seeds: Seeds, model: int, scratch: Scratch
 ) -> float:
-    """Standard deviations between the values and their means, either way: the mean of the three largest."""
+    """Standard deviations between the values and their means, either way: the mean of the three largest.
+
+    Half of it counts where there are several features, of which some are always far out.
+    """
     features = now.level.shape[1] // 3
     if features == 0:
         return 0.0
@@ -290,13 +293,11 @@ def level_of(
         spread = max(math.sqrt(now.level[slot, 3 * f + 1]), _LEAST_LEVEL_SPREAD)
         z = abs(value - now.level[slot, 3 * f]) / spread
         scratch.z[f] = z
-        if z > first:
-            first, second, third = z, first, second
-        elif z > second:
-            second, third = z, second
-        elif z > third:
-            third = z
-    return float((first + second + third) / min(features, _TOP))
+        first, z = max(first, z), min(first, z)
+        second, z = max(second, z), min(second, z)
+        third = max(third, z)
+    mean = (first + second + third) / min(features, _TOP)
+    return float(mean if features == 1 else mean / 2)
 
 
 @kernel
@@ -313,11 +314,11 @@ def nearest_shape(
     values, features = scratch.shape.shape[0], anchor.shape[0]
     if now.shapes.shape[1] == 0:
         return -1, 0.0
-    first = tail.shape[0] - values
-    for j in range(0, values, features):
-        for f in range(features):
-            value = anchor[f] + tail[first + j + f]
-            scratch.shape[j + f] = scaled(value, seeds.median[model, f], seeds.spread[model, f])
+    first, f = tail.shape[0] - values, 0
+    for j in range(values):
+        value = anchor[f] + tail[first + j]
+        scratch.shape[j] = scaled(value, seeds.median[model, f], seeds.spread[model, f])
+        f = f + 1 if f + 1 < features else 0
     stored = int(now.scalars[slot, 0].stored)
     if stored == 0:
         return -1, 0.0

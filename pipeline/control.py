@@ -57,6 +57,14 @@ class Begun(_Control):
     fence: Fence
 
 
+class Refused(_Control):
+    """A program's challenger did not become the champion, or none could be made (``bundle`` is None)."""
+
+    kind: Literal["refused"] = "refused"
+    bundle: Annotated[str, Field(min_length=1, max_length=128)] | None
+    fence: Fence
+
+
 class Policy(_Control):
     """From now on these are the stream's settings; void unless ``predecessor`` is the policy in force then.
 
@@ -108,7 +116,7 @@ class Feedback(_Control):
     verdict: Verdict
 
 
-Record = Champion | Begun | Policy | Silenced | Expired | Feedback
+Record = Champion | Begun | Refused | Policy | Silenced | Expired | Feedback
 ControlRecord = Annotated[Record, Field(discriminator="kind")]
 _RECORD: TypeAdapter[Record] = TypeAdapter(ControlRecord)
 
@@ -190,6 +198,7 @@ class ControlView:
         champions: bundle id by stream.
         fences: the highest fence that a program began under, by stream.
         promotions: every champion there ever was by stream, in order.
+        refusals: every challenger that did not become one by stream, in order.
         policies: policy hash by stream.
         settings: every policy there ever was, by hash.
         silences: every silence there ever was, by id, as it stands.
@@ -200,6 +209,7 @@ class ControlView:
     champions: dict[str, str] = field(default_factory=dict)
     fences: dict[str, int] = field(default_factory=dict)
     promotions: dict[str, list[Champion]] = field(default_factory=dict)
+    refusals: dict[str, list[Refused]] = field(default_factory=dict)
     policies: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Stream] = field(default_factory=dict)
     silences: dict[str, Standing] = field(default_factory=dict)
@@ -245,15 +255,11 @@ class ControlView:
         except ValidationError as error:
             first = error.errors()[0]
             return f"no control record that this version knows ({first['loc']}: {first['msg']}); left out"
-        if isinstance(record, Champion | Begun) and (reason := self._take_fence(record)):
-            return reason
-        if isinstance(record, Begun):
-            return None
-        if isinstance(record, Champion):
-            return self._take_champion(record)
+        if isinstance(record, Champion | Begun | Refused):
+            return self._take_fence(record) or self._take_training(record)
         return self._take_decision(offset, record)
 
-    def _take_fence(self, record: Champion | Begun) -> str | None:
+    def _take_fence(self, record: Champion | Begun | Refused) -> str | None:
         """Whoever lost its hold of the work may be slow to notice: what it writes then comes too late."""
         highest = self.fences.get(record.stream, 0)
         if record.fence is not None and record.fence < highest:
@@ -264,7 +270,11 @@ class ControlView:
         self.fences[record.stream] = max(highest, record.fence or 0)
         return None
 
-    def _take_champion(self, record: Champion) -> str | None:
+    def _take_training(self, record: Champion | Begun | Refused) -> str | None:
+        if isinstance(record, Refused):
+            self.refusals.setdefault(record.stream, []).append(record)
+        if not isinstance(record, Champion):
+            return None
         if record.predecessor != self.champions.get(record.stream):
             return (
                 f"the champion {record.bundle[:12]} of {record.stream!r} is void: it follows "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.alerts import Joined
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # commands that only show their help load nothing heavy
+    from pipeline.alerts import Joined
 
 
 def number(value: float) -> str:

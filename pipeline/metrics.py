@@ -38,8 +38,9 @@ class StatusCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics of this moment."""
         status = self._status()
-        yield self._gauge("offbeat_records", "bin", dict(status.bins))
-        yield self._gauge("offbeat_doing", "doing", {status.doing: 1})
+        stream, meanings = self._stream, METRICS
+        yield gauge("offbeat_records", meanings, stream, dict(status.bins), label="bin")
+        yield gauge("offbeat_doing", meanings, stream, {status.doing: 1}, label="doing")
         plain = {
             "offbeat_rows_gap_filled": status.gap_filled,
             "offbeat_rows_frozen": status.frozen,
@@ -53,13 +54,22 @@ class StatusCollector(Collector):
             "offbeat_model_drift": status.drift,
         }
         for name, value in plain.items():
-            yield self._gauge(name, None, {"": value})
+            yield gauge(name, meanings, stream, {"": value})
 
-    def _gauge(self, name: str, label: str | None, values: Mapping[str, float]) -> Metric:
-        gauge = GaugeMetricFamily(name, METRICS[name], labels=["stream", label] if label else ["stream"])
-        for key, value in values.items():
-            gauge.add_metric([self._stream, key] if label else [self._stream], value)
-        return gauge
+
+def gauge(
+    name: str,
+    meanings: Mapping[str, str],
+    stream: str,
+    values: Mapping[str, float],
+    *,
+    label: str | None = None,
+) -> Metric:
+    """A gauge of a stream; its values by ``label``, or one under any name where it has none."""
+    made = GaugeMetricFamily(name, meanings[name], labels=["stream", label] if label else ["stream"])
+    for key, value in values.items():
+        made.add_metric([stream, key] if label else [stream], value)
+    return made
 
 
 def serve(collector: Collector, port: int) -> WSGIServer:

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 
 import typer
 
-from pipeline.figures import lasting
-
 PLAIN_S = 5.0
 Show = Callable[[str, float | None, str], None]
 """Called with what is being done, the fraction that is done (None: not known), and figures."""
@@ -62,6 +60,8 @@ def _plain() -> Show:
 
 def progress(doing: str, fraction: float | None, figures: str, elapsed_s: float) -> str:
     """How far work is and how long it takes yet, as one line; it goes on as it went so far."""
+    from pipeline.figures import lasting
+
     if not fraction:
         return f"{doing}: {figures}"
     left_s = elapsed_s * (1 - fraction) / fraction

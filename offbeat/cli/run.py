@@ -1,4 +1,4 @@
-"""``offbeat run``: all workers and the notifier of a small installation, supervised."""
+"""``offbeat run``: all workers, the retrainers and the notifier of a small installation, supervised."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def run(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Run every stream: a `detect` process for each stream and slot, and `notify`, restarted when they crash.
+    """Run every stream: `detect` for each stream and slot, `retrain` for each stream, and `notify`.
 
+    Processes that crash are started again.
     Ctrl-C or SIGTERM stops all of them in order; nothing is left running, also when this process is killed.
     """
     from offbeat import app
@@ -40,6 +41,7 @@ def run(
         for name in loaded.streams
         for slot in range(workers)
     ]
+    children += [Child(f"{name}/retrain", ["retrain", name, *common]) for name in loaded.streams]
     children.append(Child("notify/0", ["notify", *common]))
 
     def notice(message: str) -> None:

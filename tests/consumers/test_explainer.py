@@ -17,7 +17,7 @@ from working import NORMAL, ODD, START_S, STREAM, TOPIC, Plant, Running, plant_a
 
 from consumers.explainer import Explainer
 from consumers.replayer import Parts
-from consumers.tracer import RULES, Trace
+from consumers.tracer import RULES, Judgement, Trace
 from pipeline.alerts import nanoseconds, timestamp
 from pipeline.errors import NotFound
 from pipeline.ports import Errors, Windows
@@ -152,10 +152,13 @@ def told(valkey_url: str, **stream: Any) -> Iterator[tuple[Plant, Live]]:  # noq
         yield plant, live
 
 
-@pytest.fixture(scope="module", params=["records", "a grid"])
+JOINT = {"policy": "joint", "line": 1.5, "memory": "5m", "adapt_after": "6h"}
+STORIES = {"records": {}, "a grid": {"events": GRID}, "a joined score": {"threshold": JOINT}}
+
+
+@pytest.fixture(scope="module", params=STORIES)
 def story(valkey_url: str, request: pytest.FixtureRequest) -> Iterator[tuple[Plant, Live]]:
-    events = GRID if request.param == "a grid" else WATCHED["events"]
-    with told(valkey_url, **{**WATCHED, "events": events}) as made:
+    with told(valkey_url, **{**WATCHED, **STORIES[request.param]}) as made:
         yield made
 
 
@@ -180,8 +183,11 @@ def test_every_figure_and_rule_of_a_trace_is_that_of_live_work(story: tuple[Plan
         figures = found.error, found.score, found.last_score, found.line.value, found.rule
         assert Judged(*figures) == row, (series, time_ns)
         assert (trace.exact, trace.found, trace.bin) == (True, True, "scored")
-        assert found.last_error / found.line.last_value == found.last_score
-        _is_the_line(trace)
+        if found.joined is None:
+            assert found.last_error / found.line.last_value == found.last_score
+            _is_the_line(trace)
+        else:
+            _is_joined(found)
 
 
 def _is_the_line(trace: Trace) -> None:
@@ -197,6 +203,18 @@ def _is_the_line(trace: Trace) -> None:
         assert line.quantile is not None
         height = line.policy.margin * line.quantile
     assert line.value == pytest.approx(line.raised * height, rel=1e-12)
+
+
+def _is_joined(found: Judgement) -> None:
+    """The channels that are told are those that the score was made of."""
+    assert found.joined is not None
+    assert found.joined.rarity is not None
+    assert found.line.grown is not None
+    z = {each.name: max(each.z, 0.0) for each in found.joined.channels}
+    fourth = (z["autoencoder"] / 2.25) ** 4 + (z["level"] / 4.7) ** 4 + (z["shapes"] / 2.7) ** 4
+    whole = min(fourth**0.25, 50.0) * found.joined.rarity**0.5
+    assert whole / found.line.value == pytest.approx(found.score, rel=1e-9)
+    assert found.line.value == pytest.approx(found.line.raised * 1.5 * (1 + found.line.grown), rel=1e-12)
 
 
 # What is told of one row fits what is told of the next one.

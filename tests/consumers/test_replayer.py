@@ -72,10 +72,11 @@ WATCHED = {
     "events": {"features": ["x"], "silent_after": "60s", "forget_after": "200s"},
     "threshold": {"k": 5, "memory": "5m"},
 }
+JOINT = {"policy": "joint", "line": 1.2, "memory": "5m"}
 
 
 def stricter(plant: Plant) -> None:
-    plant.desk.apply(settings(**{**WATCHED, "threshold": {"k": 3}, "alerts": {"for": 2, "recovery": 2}}))
+    plant.desk.apply(settings(**{**WATCHED, "threshold": JOINT, "alerts": {"for": 2, "recovery": 2}}))
 
 
 def wider(plant: Plant) -> None:

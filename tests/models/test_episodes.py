@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from models.episodes import OPEN_NS, Episode, LeftOut, called_normal, told_episodes
+from models.episodes import OPEN_NS, Episode, LeftOut, called_normal, called_right, told_episodes
 from pipeline import config
 from pipeline.alerts import Transition
 from pipeline.bus import connect
@@ -118,6 +118,19 @@ def test_a_topic_made_again_and_a_stream_nobody_watched_have_none() -> None:
 
         assert told(broker) == []
         assert told_episodes(broker.reader(), TOPIC, "none", ()) == []
+        assert told_episodes(broker.reader(), "none", JOURNAL, ()) == []
+
+
+def heard(said: list[Verdict]) -> ControlView:
+    """What people said of one alert, and of another stream's."""
+    about = {"at": datetime(2026, 1, 1, tzinfo=UTC), "who": "mona", "why": "a test", "series": "x"}
+    records = [Feedback(stream="s", alert="0" * 32, verdict=verdict, **about) for verdict in said]
+    records.append(Feedback(stream="other", alert="1" * 32, verdict="accept", **about))
+    sent = [send(each, "control") for each in records]
+    view = ControlView()
+
+    view.take(RecordBatch.of(TopicPartition("control", 0), 0, [(each.key, each.value, 0) for each in sent]))
+    return view
 
 
 @pytest.mark.parametrize(
@@ -132,15 +145,35 @@ def test_a_topic_made_again_and_a_stream_nobody_watched_have_none() -> None:
     ],
 )
 def test_what_people_said_last_holds(said: list[Verdict], normal: bool) -> None:  # noqa: FBT001 - a parameter
-    about = {"at": datetime(2026, 1, 1, tzinfo=UTC), "who": "mona", "why": "a test", "series": "x"}
-    records = [Feedback(stream="s", alert="0" * 32, verdict=verdict, **about) for verdict in said]
-    records.append(Feedback(stream="other", alert="1" * 32, verdict="accept", **about))
-    sent = [send(each, "control") for each in records]
-    view = ControlView()
+    assert called_normal(heard(said), "s") == ({"0" * 32} if normal else set())
 
-    view.take(RecordBatch.of(TopicPartition("control", 0), 0, [(each.key, each.value, 0) for each in sent]))
 
-    assert called_normal(view, "s") == ({"0" * 32} if normal else set())
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        (["ack"], False),
+        (["confirm"], True),
+        (["confirm", "ack"], True),
+        (["confirm", "false alarm"], False),
+        (["false alarm", "confirm"], True),
+        (["confirm", "accept"], True),
+    ],
+)
+def test_what_was_confirmed_last_was_right(said: list[Verdict], right: bool) -> None:  # noqa: FBT001 - a parameter
+    assert called_right(heard(said), "s") == ({"0" * 32} if right else set())
+
+
+def test_episodes_say_which_of_them_were_confirmed() -> None:
+    with bus(10) as broker:
+        write(broker, 0, in_force(broker, 0))
+        write(
+            broker,
+            0,
+            Transitions(through=5, changes=[change("a", 1, "firing", 5), change("b", 1, "firing", 5)]),
+        )
+        found = told_episodes(broker.reader(), TOPIC, JOURNAL, (), {"b"})
+
+    assert {each.series: each.confirmed for each in found} == {"series-a": False, "series-b": True}
 
 
 def test_a_stream_that_nobody_watched_leaves_nothing_out() -> None:

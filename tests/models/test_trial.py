@@ -11,10 +11,11 @@ import pytest
 from replaying import EVERY_S, PARTITION, START_S, history, source, stream, times_ns
 
 from models.baselines import EwmaZ
+from models.episodes import OPEN_NS, Episode
 from models.excerpt import LEAST_SERIES, Excerpt
 from models.faults import KINDS
 from models.history import Batches
-from models.tracks import Episode, survey
+from models.tracks import survey
 from models.trial import Alarm, Trial
 from pipeline.control import Decisions, Silenced, Standing
 from pipeline.detect import Detector
@@ -99,6 +100,12 @@ class TestExcerpt:
         assert self.read(lambda: iter([bad]), 10).batches == []
 
 
+def anomaly(series: str, first: int, last: int, *, confirmed: bool = True) -> Episode:
+    """One that was told of in rows from ``first`` to ``last``."""
+    at = times_ns(last + 1)
+    return Episode(series, int(at[first]), int(at[last]), critical=False, normal=False, confirmed=confirmed)
+
+
 class TestTracks:
     """Rows that count have a full window behind them, and nothing known to be wrong near it."""
 
@@ -114,12 +121,21 @@ class TestTracks:
     def test_the_first_window_does_not_count(self) -> None:
         assert self.usable(noise(50)) == list(range(7))
 
-    def test_known_anomalies_do_not_count_nor_what_a_window_can_see_of_them(self) -> None:
-        at = times_ns(100)
-        mine = Episode("a", int(at[40]), int(at[42]))
-        other = Episode("b", int(at[70]), int(at[72]))
+    def test_confirmed_anomalies_do_not_count_nor_what_a_window_can_see_of_them(self) -> None:
+        known = (anomaly("a", 40, 42), anomaly("b", 70, 72), anomaly("a", 80, 80, confirmed=False))
 
-        assert self.usable(noise(100), known=(mine, other)) == [*range(7), *range(33, 50)]
+        assert self.usable(noise(100), known=known) == [*range(7), *range(33, 50)]
+
+    def test_no_fault_stands_in_an_anomaly_that_was_told_of(self) -> None:
+        known = (anomaly("a", 40, 42), anomaly("a", 80, 80, confirmed=False))
+        [track] = survey(DETECTOR, list(source({"a": noise(100)})()), (), known)
+
+        assert list(track.runs()) == [(7, 33), (50, 73), (88, 100)]
+
+    def test_an_anomaly_that_is_not_over_lasts_to_the_end(self) -> None:
+        known = (Episode("a", int(times_ns(100)[90]), OPEN_NS, critical=False, normal=False, confirmed=True),)
+
+        assert self.usable(noise(100), known=known) == [*range(7), *range(83, 100)]
 
     def test_frozen_rows_do_not_count(self) -> None:
         start = datetime.fromtimestamp(START_S + 60 * EVERY_S, UTC)
@@ -159,7 +175,7 @@ class TestAlarms:
     def test_false_alarms_are_those_outside_known_anomalies(self) -> None:
         values = spiky({"a": [100, 300], "b": [400]})
         at = times_ns(600)
-        known = [Episode("a", int(at[298]), int(at[301])), Episode("a", int(at[400]), int(at[400]))]
+        known = [anomaly("a", 298, 301), anomaly("b", 399, 401, confirmed=False)]
 
         trial = Trial(DETECTOR, [source(values)], known=known)
         alarms = trial.alarms(self.SCORER)

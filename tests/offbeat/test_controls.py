@@ -25,7 +25,6 @@ from pipeline.errors import OffbeatError
 from pipeline.journal import InForce, JournalLog
 from pipeline.ports import Broker
 from pipeline.records import Send, TopicPartition
-from pipeline.state.server import StateServer
 
 PUMPS = """
   pumps:
@@ -366,32 +365,3 @@ class TestWorkers:
         assert (
             "reads the topic 'pumps', and the configuration 'basement'; `offbeat config apply`" in done.output
         )
-
-
-class TestWorkThatOneDoesAtATime:
-    """Two programs train one stream: the first was stopped for so long that its lease ended."""
-
-    WORK = "pumps:retrain"
-
-    def test_who_lost_its_lease_cannot_promote(self, pumps: Installation, valkey_url: str) -> None:
-        with bus(pumps) as broker, StateServer(valkey_url) as state:
-            leases, config = state.leases(namespace=pumps.folder.name), load(pumps.config)
-            slow, quick = (Control(config, broker, name) for name in ("slow", "quick"))
-            before = leases.take(self.WORK, 0)
-            assert before
-            slow.begin("pumps", "due", before.token)
-            after = leases.take(self.WORK, 60)
-            assert after
-            quick.begin("pumps", "due", after.token)
-
-            with pytest.raises(OffbeatError, match="another program began to train the stream since"):
-                slow.promote("pumps", "b1", "better", before.token)
-            assert slow.view().champions == {}
-            assert quick.promote("pumps", "b2", "better", after.token) is None
-            with pytest.raises(OffbeatError, match="was not promoted"):
-                slow.promote("pumps", "b1", "better", before.token)
-
-            assert slow.view().champions == {"pumps": "b2"}
-            with pytest.raises(OffbeatError, match="leave it to that one"):
-                slow.begin("pumps", "due", before.token)
-            assert Control(config, broker, "ann").promote("pumps", "b1", "I know better") == "b2"

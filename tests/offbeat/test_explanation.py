@@ -22,7 +22,7 @@ def episode(**others: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of Episod
 def judgement(**others: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of Judgement
     return {
         "error": 0.5, "last_error": 0.3, "score": 1.25, "last_score": 0.5, "rule": "below",
-        "line": line(), "features": [], "deviation": None, "taught": True, "frozen_by": None,
+        "line": line(), "joined": None, "features": [], "deviation": None, "taught": True, "frozen_by": None,
         "before": episode(), "after": episode(), "alert": None,
         "rules": {"for": 3, "recovery": 8, "recovery_for": "60s"}, **others,
     }  # fmt: skip
@@ -31,7 +31,8 @@ def judgement(**others: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of Judg
 def line(**others: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of Line
     return {
         "value": 0.4, "last_value": 0.6, "policy": {"policy": "ewma", "k": 5}, "mean": 0.2, "sd": 0.04,
-        "quantile": None, "rows": 1200, "raised": 1.0, "false_alarms": 0, "accepted": False, **others,
+        "quantile": None, "rows": 1200, "raised": 1.0, "grown": None, "false_alarms": 0,
+        "accepted": False, **others,
     }  # fmt: skip
 
 
@@ -208,3 +209,23 @@ def test_the_facts_say_what_the_line_was_made_of(others: dict[str, Any], says: s
     assert told["record"] == "pumps[3] offset 1234, bin scored"
     assert told["rests on"] == "exact: from the snapshot"
     assert told["note"] == "a note"
+
+
+JOINED = {
+    "channels": [{"name": "shapes", "z": 6.5, "share": 0.9}, {"name": "level", "z": 3.2, "share": 0.1}],
+    "rarity": 0.25,
+}
+
+
+def test_of_a_joined_score_it_is_told_what_it_was_made_of() -> None:
+    policy = line(policy={"policy": "joint"}, value=0.6, last_value=0.6, grown=0.25, raised=1.0)
+    found = trace(judgement=judgement(rule="fires", score=2.0, joined=JOINED, line=policy))
+
+    said, told = sentences(found), dict(facts(found))
+
+    assert said[0].endswith("fired an alert: score 2.00 (shapes 6.5 sd, level 3.2 sd, rarity 0.25).")
+    assert said[1] == "The line is raised by 25% on account of the series' own alerts before."
+    assert told["joined score"] == "1.2, the line at 0.6: score 2"
+    assert told["shapes"] == "6.5 sd from what is usual, 90% of the joined score"
+    assert told["rarity"] == "0.25, which multiplies it by 0.5"
+    assert told["threshold"] == "joint: 0.48 x 1.25 for its own alerts; error 0.2 ± 0.04, from 1,200 rows"

@@ -107,7 +107,7 @@ def test_an_installation_runs_restarts_and_stops_as_a_whole(
 
     assert whole.process.wait(15) == 0
     assert {line["worker"] for line in whole.said(doing="stopped")} == {
-        "sensors/0", "others/0", "notify/0",
+        "sensors/0", "others/0", "sensors/retrain", "others/retrain", "notify/0",
     }  # fmt: skip
     assert any("was ended by signal 9" in line["message"] for line in whole.said(worker="run"))
     assert ended(family)

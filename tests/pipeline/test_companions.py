@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from feeding import COMPILED, Feed, stream
+from feeding import COMPILED, Feed, reading, stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline.alerts import Alert
 from pipeline.companions import PROTOTYPES, SETTLING_ROWS, Companions, Parts, Scratch, Seeds, go_over, weights
 from pipeline.config import Stream
 from pipeline.episodes import FIRING, accept
@@ -116,7 +117,7 @@ class Recipe:
             abs(x - each.mean) / max(each.variance**0.5, 0.05)
             for x, each in zip(row, self.levels, strict=True)
         ]
-        level = float(np.mean(sorted(level_z)[-3:]))
+        level = float(np.mean(sorted(level_z)[-3:])) / (1 if self.features == 1 else 2)
 
         shape = window[-self.rows :].ravel().astype(np.float32)
         distance, nearest = 0.0, -1
@@ -146,9 +147,10 @@ class Recipe:
         z, last_z = self.error.z(error), self.last.z(last)
         scores = join(z), join(last_z)
 
-        self.error.learn(error, z)
-        self.last.run = self.error.run - (z > 2)
-        self.last.learn(last, z)
+        if self.features == 1:  # of many, the error's moments stay where training left them
+            self.error.learn(error, z)
+            self.last.run = self.error.run - (z > 2)
+            self.last.learn(last, z)
         for x, each, one in zip(row, self.levels, level_z, strict=True):
             each.learn(float(x), one)
         if self.settling:
@@ -201,7 +203,7 @@ def test_without_an_own_line_it_is_lower_where_rarity_weighs_the_score() -> None
         for features, rarity in ((1, True), (1, False), (2, True))
     ]
 
-    assert found == [0.444, 1.0, 1.0]
+    assert found == [0.444, 1.55, 3.25]
 
 
 class TestState:
@@ -265,21 +267,19 @@ class TestState:
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
     def test_a_series_that_was_gone_comes_back_as_a_new_one_in_the_same_batch_or_the_next(self) -> None:
-        rows = machine(200)
         settings_ = joint(line=0.5)
-        gone = settings_.model_copy(
-            update={"events": settings_.events.model_copy(update={"forget_after": 1_000.0})}
-        )
-        packed = []
-        for cut in (200, 400):
-            feed = Feed(gone, FakeScorer())
-            both = [*events(rows), *events(noise(200), first=5_000)]
-            feed.send(*both[:cut])
-            feed.send(*both[cut:])
-            packed.append(feed.state.pack(whole=True).rows.tobytes())
-            assert feed.state.series.scalars["grown"][0, 0] < 0.05 * 200
+        limits = settings_.events.model_copy(update={"forget_after": 1_000.0})
+        after = [*events(noise(1), "b", 4_000), *events(noise(1), first=4_001)]
+        sent = [*events(machine(200)), *after, *events(noise(100), first=4_002)]
+        states = []
+        for cut in (0, 201):
+            feed = Feed(settings_.model_copy(update={"events": limits}), FakeScorer())
+            outputs = [feed.send(*sent[:cut]), feed.send(*sent[cut:])]
+            assert [alert.series for alert in feed.alerts if alert.at.timestamp() < 200]
+            scores = np.concatenate([each.score for one in outputs for each in one.scores])
+            states.append((scores[193:].tolist(), feed.state.series.scalars["grown"].max()))
 
-        assert packed[0] == packed[1]
+        assert states[0] == states[1]
 
     def test_series_pay_for_what_they_have(self) -> None:
         """The figures of the guide."""
@@ -404,6 +404,49 @@ class TestChannels:
 
         assert scores.max() < 1
         assert feed.state.series.level[0, 0] == pytest.approx(9, abs=1)
+
+
+class TestAlerts:
+    """What an alert tells of a joined score."""
+
+    def fired(self, **threshold: object) -> Alert:
+        values = noise(2_000)
+        values[1_500:] += 9.0
+        feed = Feed(joint(adapt_after="6h", **{"line": 2.0, "rarity": False, **threshold}), FakeScorer())
+        feed.send(*events(values))
+        return next(alert for alert in feed.alerts if alert.started_at.timestamp() >= 1_500)
+
+    def test_the_channel_that_adds_most_comes_first(self) -> None:
+        alert = self.fired()
+
+        assert alert.joined is not None
+        channels = alert.joined.channels
+        assert {each.name for each in channels} == {"autoencoder", "level", "shapes"}
+        assert [each.share for each in channels] == sorted((each.share for each in channels), reverse=True)
+        assert sum(each.share for each in channels) == pytest.approx(1)
+        at_one = {"autoencoder": 2.25, "level": 4.7, "shapes": 2.7}
+        parts = [(max(each.z, 0) / at_one[each.name]) ** 4 for each in channels]
+        assert parts[0] / sum(parts) == pytest.approx(channels[0].share)
+        assert alert.score is not None
+        assert alert.threshold is not None
+        assert alert.score * alert.threshold == pytest.approx(sum(parts) ** 0.25)
+
+    def test_what_is_off_is_not_named(self) -> None:
+        alert = self.fired(level=False, shapes=False)
+        assert alert.joined is not None
+        assert [each.name for each in alert.joined.channels] == ["autoencoder"]
+        assert alert.joined.rarity is None
+
+        weighed = self.fired(rarity=True, line=0.7).joined
+        assert weighed is not None
+        assert weighed.rarity is not None
+        assert 0.003 <= weighed.rarity <= 1
+
+    def test_other_policies_join_nothing(self) -> None:
+        feed = Feed(stream())
+        feed.send(*(reading("a", t, 50.0) for t in range(3)))
+
+        assert [alert.joined for alert in feed.alerts[:1]] == [None]
 
 
 class Warmed(FakeScorer):

@@ -1,0 +1,148 @@
+"""A challenger: trained on a stream's past, and judged by the gate beside the champion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+
+from models import Bundle, Registry, StackScorer, learning
+from models.baselines import baselines
+from models.bundle import attach
+from models.episodes import LeftOut
+from models.gate import Ruling, gate
+from models.history import Batches, Part, recent_ms
+from models.learning import Step
+from models.spec import check_fits, model_spec
+from models.trial import Trial
+from pipeline.config import Config, Stream
+from pipeline.control import ControlView
+from pipeline.detect import Detector
+from pipeline.errors import BundleError, NotFound
+from pipeline.ports import Reader, Scorer
+from pipeline.records import RecordBatch
+
+REPORT: Final = "report.json"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Past:
+    """What a challenger is made and judged from.
+
+    Attributes:
+        config: of the installation.
+        detector: of the stream, under the settings in force.
+        view: what people decided.
+        reader: of the bus.
+        registry: where the champion is.
+        pace: called with the number of records of each batch that was read; what it raises ends the work.
+        on_step: told how far the work is; what it raises ends the work.
+    """
+
+    config: Config
+    detector: Detector
+    view: ControlView
+    reader: Reader
+    registry: Registry
+    pace: Callable[[int], None]
+    on_step: Callable[[Step], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Challenge:
+    """What came of it.
+
+    Attributes:
+        bundle: the challenger, with the ruling in its report; nobody keeps it yet.
+        ruling: the gate's.
+        champion: id of the bundle that was in use then.
+        remark: why that one could not be compared with, or empty.
+    """
+
+    bundle: Bundle
+    ruling: Ruling
+    champion: str | None
+    remark: str
+
+    @property
+    def why(self) -> str:
+        """The ruling's sentence and the remark, for the audit log."""
+        return "; ".join(filter(None, (self.remark, self.ruling.sentence)))
+
+
+def challenge(past: Past, created_at: datetime) -> Challenge:
+    """Train a challenger and let the gate judge it; nothing is kept or changed.
+
+    A champion that is damaged, or does not fit the stream's settings any more, judges nothing: the challenger
+    is judged as a first model is.
+
+    Raises:
+        TooFewRows: there is not enough history.
+        ConfigError: the network's shape does not make sense.
+        BusDown, Unreadable, StoreDown: the bus or the registry failed; trying again can help.
+    """
+    detector, view = past.detector, past.view
+    stream, name = detector.stream, detector.name
+    since_ms = recent_ms(past.reader, stream.topic, stream.training.history)
+    source = learning.from_topic(past.reader, stream.topic, since_ms, None)
+    source = replace(source, batches=[paced(each, past.pace) for each in source.batches])
+    decisions = view.decisions(name, view.decided(name))
+    taught = learning.learn(
+        detector,
+        model_spec(stream),
+        source,
+        Part(stream.training.rows),
+        past.on_step,
+        left_out=LeftOut.of(past.config, name, past.reader, view),
+        created_at=created_at.isoformat(timespec="milliseconds"),
+    )
+    judged = 0
+
+    def on_records(records: int) -> None:
+        nonlocal judged
+        judged += records
+        past.on_step(Step("judging", None, f"{judged:,} records gone through"))
+
+    trial = Trial(detector, source.batches, decisions=decisions, on_records=on_records)
+    champion, remark = champion_of(past.registry, name, stream, view)
+    others = baselines(taught.history.series, taught.bundle.manifest.spec) if champion is None else {}
+    ruling = gate(trial, StackScorer(taught.bundle), champion=champion, baselines=others)
+    return Challenge(_with_ruling(taught.bundle, ruling), ruling, view.champions.get(name), remark)
+
+
+def paced(batches: Batches, pace: Callable[[int], None]) -> Batches:
+    """The same batches; ``pace`` is called with the number of records of each before it is handed on."""
+
+    def at_that_pace() -> Iterator[RecordBatch]:
+        for batch in batches():
+            pace(len(batch))
+            yield batch
+
+    return at_that_pace
+
+
+def champion_of(
+    registry: Registry, name: str, stream: Stream, view: ControlView
+) -> tuple[Scorer | None, str]:
+    """The champion of a stream under its settings; None where there is none, or with why it cannot be used.
+
+    Raises:
+        StoreDown: the registry cannot be reached.
+    """
+    bundle_id = view.champions.get(name)
+    if bundle_id is None:
+        return None, ""
+    try:
+        bundle = registry.load(name, bundle_id)
+        check_fits(bundle.manifest.spec, bundle_id, name, stream)
+    except (NotFound, BundleError) as error:
+        return None, f"the champion cannot be compared with ({error})"
+    return StackScorer(bundle), ""
+
+
+def _with_ruling(bundle: Bundle, ruling: Ruling) -> Bundle:
+    """The same model; its report says how it was judged as well."""
+    report = json.loads(bundle.reports.get(REPORT, b"{}")) | {"gate": ruling.as_json()}
+    return attach(bundle, {**bundle.reports, REPORT: json.dumps(report, indent=1).encode()})

@@ -22,7 +22,7 @@ CORE_TESTS = $(wildcard tests/pipeline/test_*.py)
 
 SECONDS ?= 300
 
-.PHONY: help setup demo test faults fuzz lint bench false-alarms quality
+.PHONY: help setup demo test faults fuzz lint bench false-alarms quality stacks
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -61,6 +61,9 @@ false-alarms: $(READY) ## what each alert rule is worth, on real series at OFFBE
 
 quality: $(READY) ## how well detectors detect, on real series at OFFBEAT_DATA (15 minutes)
 	$(BIN)/python benchmarks/quality.py --page docs/quality.md
+
+stacks: $(READY) ## what it is worth to train and score many models in one stack (5 minutes); writes docs/performance.md
+	$(BIN)/python benchmarks/stacks.py --page docs/performance.md
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

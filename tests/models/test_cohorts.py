@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -201,3 +203,12 @@ def test_the_shape_does_not_depend_on_where_a_period_begins() -> None:
 
     np.testing.assert_allclose(shape(here), shape(there), atol=1e-5)
     assert shape(here).argmax() == 2
+
+
+def test_a_worker_does_not_pay_for_the_search() -> None:
+    """Who only scores does not import scikit-learn."""
+    asked = "import sys, models.scorer; print([each for each in sys.modules if each.startswith('sklearn')])"
+
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"

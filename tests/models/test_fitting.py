@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import Final
 
@@ -245,3 +247,20 @@ class TestThreads:
 
         with pytest.raises(MemoryError, match="no room"):
             train(self.ROWS, self.FEW, source={}, created_at=WHEN, threads=2)
+
+
+def test_a_helper_computes_with_one_thread_as_its_caller_does() -> None:
+    """PyTorch lets a new thread whose first work is a product begin a team of one thread for each core."""
+    asked = """
+import psutil, torch
+from models.autoencoder import helpers
+
+x, w, out = torch.ones(64, 64, 128), torch.ones(64, 128, 32), torch.ones(64, 64, 32)
+before = psutil.Process().num_threads()
+with helpers(1, "helper") as pool:
+    pool.submit(torch.bmm, x, w, out=out).result()
+    print(psutil.Process().num_threads() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "1"

@@ -46,6 +46,7 @@ HOUR_NS, DAY_NS = 3_600 * 10**9, 86_400 * 10**9
 
 Float64s = NDArray[np.float64]
 Int64s = NDArray[np.int64]
+NOTHING_LEFT_OUT = LeftOut()
 Settings: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
@@ -59,6 +60,7 @@ class Series:
         values: float64[rows, F].
         windows: int64[windows, 2], the first and last times of each labelled one.
         causes: for each window the features that caused it, counted from 0; empty where nobody says.
+        history: what may be learned from, where that is not the rows below ``learned``.
     """
 
     name: str
@@ -68,6 +70,12 @@ class Series:
     values: Float64s
     windows: Int64s
     causes: tuple[tuple[int, ...], ...] = ()
+    history: RecordBatch | None = None
+
+    @property
+    def lessons(self) -> RecordBatch:
+        """The rows that may be learned from."""
+        return self.records.before(self.learned) if self.history is None else self.history
 
     @property
     def days(self) -> float:
@@ -207,47 +215,52 @@ def _ns(text: str) -> int:
     return nanoseconds(datetime.fromisoformat(text).replace(tzinfo=UTC))
 
 
-def train(data: DataSet, settings: Settings | None = None, kept: Path | None = None) -> Bundle:
+def train(
+    data: DataSet,
+    settings: Settings | None = None,
+    kept: Path | None = None,
+    left_out: LeftOut = NOTHING_LEFT_OUT,
+) -> Bundle:
     """What `offbeat train` makes of the rows that may be learned from.
 
     With a folder for bundles to be ``kept`` in, by the content of all that goes into them, each is made once.
     """
     stream = data.stream(settings)
     if kept is None:
-        return _learn(data, stream)
-    folder = kept / _content(data, stream)
+        return _learn(data, stream, left_out)
+    folder = kept / _content(data, stream, left_out)
     if not folder.is_dir():
-        save(_learn(data, stream), folder)
+        save(_learn(data, stream, left_out), folder)
     return load(folder)
 
 
-def _content(data: DataSet, stream: Stream) -> str:
+def _content(data: DataSet, stream: Stream, left_out: LeftOut) -> str:
     """A digest of rows, settings and the code that learns."""
-    digest = blake2b(digest_size=16)
-    for path in (*sorted((ROOT / "models").glob("*.py")), Path(__file__)):
+    digest = blake2b(f"{left_out}".encode(), digest_size=16)
+    for path in (*sorted((ROOT / "models").glob("*.py")), *sorted((ROOT / "pipeline").glob("*.py"))):
         digest.update(path.read_bytes())
     digest.update(stream.model_dump_json(include={"events", "model", "training"}).encode())
     for each in data.every:
-        digest.update(f"{each.name} {each.learned}".encode())
-        digest.update(each.records.before(each.learned).buffer)
+        digest.update(f"{each.name} {len(each.lessons)}".encode())
+        digest.update(each.lessons.buffer)
     return digest.hexdigest()
 
 
-def _learn(data: DataSet, stream: Stream) -> Bundle:
-    batches: list[Callable[[], Iterator[RecordBatch]]] = [partial(_learned, each) for each in data.every]
+def _learn(data: DataSet, stream: Stream, left_out: LeftOut) -> Bundle:
+    batches: list[Callable[[], Iterator[RecordBatch]]] = [partial(_lessons, each) for each in data.every]
     return learn(
         Detector("benchmark", data.name, stream),
         model_spec(stream),
         Source(batches, None, {"files": [each.name for each in data.every]}),
         Part(stream.training.rows),
         _ignore,
-        left_out=LeftOut(),
+        left_out=left_out,
         created_at="",
     ).bundle
 
 
-def _learned(series: Series) -> Iterator[RecordBatch]:
-    return iter([series.records.before(series.learned)])
+def _lessons(series: Series) -> Iterator[RecordBatch]:
+    return iter([series.lessons])
 
 
 def _ignore(_: object) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contamination import halved, poisoned, variants
 from controls import always, by_chance, episodes, ewma_z
 from labelled import (
     ROOT,
@@ -40,6 +41,8 @@ from measures import average_precision, event_f1, hit_rate, nab_points, nab_scor
 
 from models import StackScorer
 from pipeline.alerts import Alert
+from pipeline.config import Stream
+from pipeline.ports import Calibrated, Errors, Explanation, Scorer, Windows
 
 READERS: dict[str, Callable[[Path, str], DataSet]] = {"nab": nab, "smd": smd, "skab": skab}
 KEPT = ROOT / "build" / "quality"
@@ -52,6 +55,11 @@ COLUMNS = (
     "at equal false alarms", "AUC-PR", "VUS-PR", "FAR", "MAR", "F1 of rows",
 )  # fmt: skip
 
+CONTAMINATION_COLUMNS = (
+    "Learned from anomalies", "Left out", "Events", "False alarms a day", "Event F1",
+    "Events at equal false alarms",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -59,10 +67,12 @@ class Entry:
 
     Attributes:
         settings: sections of a stream that differ from the defaults.
+        blind: its autoencoder sees no error.
     """
 
     name: str
     settings: Settings = field(default_factory=dict)
+    blind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +89,29 @@ class Control:
     line: float | None = None
 
 
+def _threshold(name: str, **threshold: Any) -> Entry:  # noqa: ANN401 - whatever YAML holds
+    return Entry(name, {"threshold": threshold})
+
+
 DEFAULT = Entry("as it comes")
 ENTRIES = (
     DEFAULT,
     Control("by chance", by_chance),
     Control("always on", always, 1.0),
     Control("EWMA-z of the value", ewma_z, 5.0),
-    Entry("`quantile`", {"threshold": {"policy": "quantile"}}),
-    Entry("`ewma`, `k` 4", {"threshold": {"k": 4}}),
+    *(
+        Entry(f"`model.kind: {kind}`", {"model": {"kind": kind}})
+        for kind in ("denoising", "sparse", "contractive", "variational", "pca")
+    ),
+    *(Entry(f"`model.scope: {scope}`", {"model": {"scope": scope}}) for scope in ("cohort", "global")),
+    _threshold("`ewma`", policy="ewma"),
+    _threshold("`quantile`", policy="quantile"),
+    _threshold("`static`", policy="static", value=1.0),
+    _threshold("`joint`", policy="joint"),
+    _threshold("`joint` without the level", policy="joint", level=False),
+    _threshold("`joint` without shapes", policy="joint", shapes=False),
+    _threshold("`joint` without rarity", policy="joint", rarity=False),
+    Entry("`joint` without the autoencoder", {"threshold": {"policy": "joint"}}, blind=True),
 )
 
 
@@ -109,6 +134,25 @@ class Judged:
     alerts: list[Alert] = field(default_factory=list)
 
 
+class Blind:
+    """A scorer whose autoencoder makes no errors: what is left is told by its companions alone."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    def assign(self, series: Sequence[str]) -> Calibrated:
+        """See :class:`pipeline.ports.Scorer`."""
+        return self._scorer.assign(series)
+
+    def score(self, windows: Windows) -> Errors:
+        """No error anywhere."""
+        return Errors(np.zeros(len(windows)), np.zeros(len(windows)))
+
+    def explain(self, windows: Windows) -> Explanation:
+        """See :class:`pipeline.ports.Scorer`."""
+        return self._scorer.explain(windows)
+
+
 def main() -> int:
     """Measure, print the tables, write the file and the page."""
     options = _options()
@@ -116,13 +160,16 @@ def main() -> int:
     if folder is None:
         return 2
     report, tables = {}, []
-    for name in options.only:
+    sets = {each: READERS[each](folder / each, options.series) for each in options.only}
+    for name, data in sets.items():
         began = time.monotonic()
-        data = READERS[name](folder / name, options.series)
         print(f"{name}: {len(data.every)} series", flush=True)
         report[name] = measure(data, options.kept)
         tables.append(_table(data, report[name]))
-        print(f"{tables[-1]}\n\n{time.monotonic() - began:.0f} s", flush=True)
+        if not options.no_contamination and halved(data).every:
+            report[name]["contamination"] = contaminate(data, options.kept)
+            tables.append(_contamination_table(report[name]["contamination"]))
+        print("\n\n".join(tables[-2:]) + f"\n\n{time.monotonic() - began:.0f} s", flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=2) + "\n")
     print(f"written: {options.output}")
@@ -138,6 +185,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", choices=READERS, default=list(READERS), help="parts to measure")
     parser.add_argument("--series", default="*", help="files of these parts, a pattern with * and ?")
+    parser.add_argument(
+        "--no-contamination", action="store_true", help="leave out what anomalies in training cost"
+    )
     parser.add_argument("--kept", type=Path, default=KEPT, help="folder of bundles, kept by their content")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "quality.json")
     parser.add_argument("--page", type=Path, help="write the tables into this page; make quality does")
@@ -156,6 +206,7 @@ def measure(data: DataSet, kept: Path) -> dict[str, Any]:
         else:
             judged = default if entry is DEFAULT else judge(data, entry, scorers, kept)
         rows.append({"detector": entry.name, **describe(data, judged, at_most)})
+        print(f"  {entry.name}: {rows[-1]['found']} of {data.events} events", flush=True)
     report = {
         "series": [each.name for each in data.every],
         "events": data.events,
@@ -173,9 +224,14 @@ def judge(data: DataSet, entry: Entry, scorers: dict[str, Remembering], kept: Pa
     key = stream.model_dump_json(include={"model", "training"})
     if key not in scorers:
         scorers[key] = Remembering(StackScorer(train(data, entry.settings, kept)))
+    return judge_by(data, stream, Blind(scorers[key]) if entry.blind else scorers[key])
+
+
+def judge_by(data: DataSet, stream: Stream, scorer: Scorer) -> list[Judged]:
+    """The detect step with one scorer over every series."""
     judged = []
     for each in data.every:
-        outputs = watch(data, each, scorers[key], stream)
+        outputs = watch(data, each, scorer, stream)
         times, scores, last = (
             np.concatenate([getattr(part, name) for part in outputs.scores])
             for name in ("time_ns", "score", "last_score")
@@ -366,6 +422,52 @@ def causes(data: DataSet, judged: Sequence[Judged]) -> list[dict[str, Any]]:
         for name, ranked in rankings.items()
         if ranked
     ]
+
+
+def contaminate(data: DataSet, kept: Path) -> dict[str, Any]:
+    """What is found of later windows after learning from earlier ones, and when a slow push is noticed."""
+    rows, at_most = [], 0
+    for share, left_out, some, scorer in variants(data, kept):
+        judged = judge_by(some, some.stream(), scorer)
+        counts = _counts(some, [each.fired for each in judged])
+        if not rows:
+            at_most = sum(each["false_alarms"] for each in counts)
+        line = equal_line(some, judged, at_most)
+        equal = _counts(some, [each.fired for each in _moved(some, judged, line)])
+        rows.append(
+            {
+                "share": share,
+                "left_out": left_out,
+                "events": some.events,
+                **_summary(some, counts),
+                "at_equal_false_alarms": _summary(some, equal),
+            }
+        )
+    return {"rows": rows, "pushes": poisoned(data, kept)}
+
+
+def _contamination_table(report: dict[str, Any]) -> str:
+    lines = [
+        f"| {' | '.join(CONTAMINATION_COLUMNS)} |",
+        "|---" * len(CONTAMINATION_COLUMNS) + "|",
+    ]
+    lines += [
+        f"| {row['share']} | {row['left_out']} | {row['found']} of {row['events']} "
+        f"| {row['false_alarms_per_day']['value']:.3f} | {row['event_f1']['value']:.2f} "
+        f"| {row['at_equal_false_alarms']['found']} |"
+        for row in report["rows"]
+    ]
+    if report["pushes"]:
+        lines += ["", "| Pushed at each retrain | Noticed | At retrain |", "|---|---|---|"]
+    lines += [
+        f"| {row['push']:g} spreads | {row['noticed']} of {row['series']} series | {_at_retrain(row)} |"
+        for row in report["pushes"]
+    ]
+    return "\n".join(lines)
+
+
+def _at_retrain(row: dict[str, Any]) -> str:
+    return f"{row['at_retrain']:g} ({row['first']} to {row['last']})" if row["noticed"] else ""
 
 
 def _table(data: DataSet, report: dict[str, Any]) -> str:

@@ -280,7 +280,10 @@ def begin_again(
 def level_of(
     now: Companions, slot: int, values: Float64s, seeds: Seeds, model: int, scratch: Scratch
 ) -> float:
-    """Standard deviations between the values and their means, either way: the mean of the three largest."""
+    """Standard deviations between the values and their means, either way: the mean of the three largest.
+
+    Half of it counts where there are several features, of which some are always far out.
+    """
     features = now.level.shape[1] // 3
     if features == 0:
         return 0.0
@@ -293,7 +296,8 @@ def level_of(
         first, z = max(first, z), min(first, z)
         second, z = max(second, z), min(second, z)
         third = max(third, z)
-    return float((first + second + third) / min(features, _TOP))
+    mean = (first + second + third) / min(features, _TOP)
+    return float(mean if features == 1 else mean / 2)
 
 
 @kernel

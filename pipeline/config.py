@@ -228,7 +228,12 @@ class Model(Section):
     kind: Literal["undercomplete", "denoising", "sparse", "contractive", "variational", "pca"] = Field(
         "undercomplete", description="what keeps the autoencoder from copying its input"
     )
-    window: int = Field(32, ge=2, le=512, description="rows in a window")
+    window: int = Field(
+        32,
+        ge=2,
+        le=512,
+        description="rows in a window; of more than 4 features by default 128 values, at least 4 rows",
+    )
     hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] | None = Field(
         None, description="widths between input and code; the decoder mirrors them; default: from the input"
     )
@@ -287,7 +292,7 @@ class Joint(_Rolling):
         gt=0,
         le=50,
         description="the joined score that is the line, in which a channel alone at its usual line makes 1; "
-        "default: 0.444, or 1 where rarity does not weigh it",
+        "default: 0.444, or 1.55 where rarity does not weigh it, or 3.25 with several features",
     )
     level: bool = Field(True, description="how far each value is from its own rolling mean")
     shapes: Literal["auto"] | bool = Field(
@@ -375,6 +380,18 @@ class Stream(Section):
         if isinstance(threshold, dict) and "policy" not in threshold:
             return {**value, "threshold": {"policy": "ewma", **threshold}}
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_window(cls, value: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
+        """Long windows of many features make wide networks, in whose mean one bad row is lost."""
+        if not isinstance(value, dict) or not isinstance(value.get("events"), dict):
+            return value
+        features, model = value["events"].get("features"), value.get("model") or {}
+        if not isinstance(features, list | dict) or not isinstance(model, dict) or "window" in model:
+            return value
+        rows = max(4, min(32, 128 // max(len(features), 1)))
+        return {**value, "model": {"window": rows, **model}}
 
     @model_validator(mode="after")
     def _names_features(self) -> Stream:

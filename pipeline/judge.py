@@ -315,9 +315,9 @@ def judge(
                 alerted(joining.now, slot)
             _keep(joining, slot, items.values[i], taught, by_time, policy, out.channels[i])
             weight = error_weight(joining.now, slot, weight, row.rows)
-        if taught:
+        if taught and not policy.still:
             learn(row, sketch, error, last, weight, policy)
-        else:
+        elif not taught:
             attributes[1] += 1
         row.judged_ns = time_ns
         out.score[i] = score

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.companions import Parts, weights
+from pipeline.companions import weights
 from pipeline.config import Ewma, Joint, Quantile, Static, Stream
 from pipeline.ports import Explanation, Float64s
 from pipeline.records import Int64s
@@ -50,6 +50,8 @@ class JudgePolicy(NamedTuple):
     """The line of the joined score, or 0 where the error alone is judged."""
     error_weight: float
     """How much a row weighs among the errors, and the shapes, once they rest on many."""
+    still: bool
+    """Whether the moments of the error stay where training left them."""
     level_weight: float
     memory_ns: float
     adapt_ns: int
@@ -119,6 +121,7 @@ def judge_policy(stream: Stream) -> JudgePolicy:
         margin=threshold.margin if isinstance(threshold, Quantile) else 0.0,
         joint_line=joint_line(stream),
         error_weight=error_weight if isinstance(threshold, Joint) else 1 - 2 ** (-1 / 1_000),
+        still=isinstance(threshold, Joint) and len(stream.feature_names) > 1,
         level_weight=level_weight,
         memory_ns=rolling.memory * 1e9 if rolling else 0.0,
         adapt_ns=_ns(rolling.adapt_after) if rolling else ALWAYS,
@@ -137,7 +140,9 @@ def joint_line(stream: Stream) -> float:
     threshold = stream.threshold
     if not isinstance(threshold, Joint):
         return 0.0
-    return threshold.line or (0.444 if Parts.of(stream).rarity else 1.0)
+    if len(stream.feature_names) > 1:
+        return threshold.line or 3.25
+    return threshold.line or (0.444 if threshold.rarity else 1.55)
 
 
 def deviations(stream: Stream) -> Deviations:

@@ -117,6 +117,7 @@ def _as_json(each: Listed) -> dict[str, Any]:
         value |= {
             "made_at": each.manifest.created_at,
             "models": each.manifest.models,
+            "networks": each.manifest.networks,
             "spec": spec,
             "source": each.manifest.source,
             "versions": each.manifest.versions,
@@ -161,8 +162,8 @@ def show(
         "layers": "-".join(map(str, spec.widths())),
         "window": f"{spec.window_rows} rows x {len(spec.features)} features: {', '.join(spec.features)}",
         "rows made as": spec.transforms or "-",
-        "models": f"{manifest.models:,} in all; series it never saw have the error "
-        f"{fallback[0]:.4f} ± {fallback[1]:.4f} to begin with",
+        "models": f"{manifest.models:,} in all, with {counted(manifest.networks, 'network')}; series that "
+        f"it never saw have the error {fallback[0]:.4f} ± {fallback[1]:.4f} to begin with",
         "learned from": _learned(manifest),
         "reports": ", ".join(sorted(loaded.reports)) or "none",
         "lies in": at.registry.where(at.stream, bundle_id),

@@ -8,11 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+from contamination import _episodes, contaminated, halved
 from controls import episodes, ewma_z
 from labelled import DataSet, Series, as_records, counted, train
 from quality import DEFAULT, Control, Entry, causes, equal_line, judge, judge_control, rowwise
+
+from models.episodes import Episode
+from pipeline.alerts import Transition
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "quality.py"
 QUICK = {"training": {"steps": 60}, "model": {"window": 8}}
@@ -136,7 +141,7 @@ def test_each_detector_has_a_row_in_the_file_and_on_the_page(
 ) -> None:
     written, page = tmp_path / "quality.json", tmp_path / "quality.md"
     page.write_text("above\n<!-- written by make quality -->\nstale\n<!-- until here -->\nbelow\n")
-    tiny = ("--only", "nab", "--series", "realTraffic/*_t4013.csv", "--kept", bundles)
+    tiny = ("--only", "nab", "--series", "realTraffic/*_t4013.csv", "--no-contamination", "--kept", bundles)
 
     done = measure(*tiny, "--output", written, "--page", page, OFFBEAT_DATA=str(recorded))
 
@@ -153,6 +158,44 @@ def test_each_detector_has_a_row_in_the_file_and_on_the_page(
     assert text.endswith("below\n")
     assert "stale" not in text
     assert all(f"\n| {name} |" in text for name in rows)
+
+
+class TestContamination:
+    def test_earlier_windows_are_learned_from_and_later_ones_are_to_be_found(self) -> None:
+        data = made()
+        halves = halved(data)
+        series = halves.every[0]
+
+        assert halves.events == 1
+        assert series.windows.tolist() == data.every[0].windows[1:].tolist()
+        assert series.time_ns[series.learned - 1] == data.every[0].windows[0, 1]
+        assert len(series.lessons) == 300
+
+    @pytest.mark.parametrize("share", [0.05, 0.1])
+    def test_so_many_of_the_rows_learned_from_are_anomalous_and_known(self, share: float) -> None:
+        data = made()
+
+        bad, put = contaminated(halved(data), data, share)
+
+        series = bad.every[0]
+        events = [json.loads(series.lessons.value(n) or b"") for n in range(len(series.lessons))]
+        right = np.array([each["right"] for each in events])
+        within = np.zeros(len(right), bool)
+        for each in put:
+            within |= (series.time_ns[:300] >= each.started_ns) & (series.time_ns[:300] <= each.ended_ns)
+        assert within.sum() == pytest.approx(share * 300, abs=4)
+        assert (np.abs(right[within]) > 4).all()
+        np.testing.assert_array_equal(right[~within], data.every[0].values[:300, 1][~within])
+
+    def test_alerts_are_left_out_from_their_first_row_to_the_one_that_ends_them(self) -> None:
+        fired = Transition(
+            id="a", revision=1, alert="anomaly", state="firing", series="pump", labels={}, started_ns=5,
+            at_ns=5, offset=1, judged=True,
+        )  # fmt: skip
+        ended = msgspec.structs.replace(fired, revision=2, state="resolved", at_ns=9)
+
+        assert _episodes("pump", [fired, ended], 20) == [Episode("pump", 5, 9, critical=False, normal=False)]
+        assert _episodes("pump", [fired], 20) == [Episode("pump", 5, 20, critical=False, normal=False)]
 
 
 def test_without_data_it_says_what_to_set(tmp_path: Path) -> None:

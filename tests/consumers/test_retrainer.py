@@ -357,7 +357,7 @@ class TestEvery:
         running.turn()
 
         assert running.status.doing == "waiting"
-        assert running.status.message[11:] == "next training 2026-03-02 00:01 UTC, in 60 min"
+        assert running.status.message == "drift 0.00, next training 2026-03-02 00:01 UTC, in 60 min"
         assert running.status.next_at == trained.view.promotions[STREAM][0].at + timedelta(days=1)
         assert running.status.bundle_id == trained.champion
         assert trained.view.refusals == {}
@@ -389,7 +389,10 @@ class TestEvery:
 
         running.turn()
 
-        assert (running.status.doing, running.status.message) == ("waiting", "trains when it is asked to")
+        assert (running.status.doing, running.status.message) == (
+            "waiting",
+            "drift 0.00, trains when it is asked to",
+        )
         assert running.status.next_at is None
 
     def test_settings_in_force_count_and_not_those_in_the_file(self, trained: Site) -> None:
@@ -426,7 +429,7 @@ class TestDrift:
         running.turn()
 
         assert site.begun()[-1].why.startswith("the stream has drifted: ")
-        assert site.view.promotions[STREAM][-1].at == site.now()
+        assert len(site.view.promotions[STREAM] + site.view.refusals[STREAM]) == 2
         running.turn()
         assert running.status.drift is not None
         assert running.status.message.startswith(f"drift {running.status.drift:.2f}, ")

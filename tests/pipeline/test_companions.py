@@ -117,7 +117,7 @@ class Recipe:
             abs(x - each.mean) / max(each.variance**0.5, 0.05)
             for x, each in zip(row, self.levels, strict=True)
         ]
-        level = float(np.mean(sorted(level_z)[-3:]))
+        level = float(np.mean(sorted(level_z)[-3:])) / (1 if self.features == 1 else 2)
 
         shape = window[-self.rows :].ravel().astype(np.float32)
         distance, nearest = 0.0, -1
@@ -147,9 +147,10 @@ class Recipe:
         z, last_z = self.error.z(error), self.last.z(last)
         scores = join(z), join(last_z)
 
-        self.error.learn(error, z)
-        self.last.run = self.error.run - (z > 2)
-        self.last.learn(last, z)
+        if self.features == 1:  # of many, the error's moments stay where training left them
+            self.error.learn(error, z)
+            self.last.run = self.error.run - (z > 2)
+            self.last.learn(last, z)
         for x, each, one in zip(row, self.levels, level_z, strict=True):
             each.learn(float(x), one)
         if self.settling:
@@ -202,7 +203,7 @@ def test_without_an_own_line_it_is_lower_where_rarity_weighs_the_score() -> None
         for features, rarity in ((1, True), (1, False), (2, True))
     ]
 
-    assert found == [0.444, 1.0, 1.0]
+    assert found == [0.444, 1.55, 3.25]
 
 
 class TestState:

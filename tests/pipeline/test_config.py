@@ -51,6 +51,17 @@ class TestDefaults:
         assert (stream.alerts.for_rows, stream.alerts.refractory) == (1, 0.0)
         assert stream.model.window == 32
 
+    @pytest.mark.parametrize(("features", "rows"), [(1, 32), (4, 32), (8, 16), (38, 4), (256, 4)])
+    def test_windows_of_many_features_are_short_unless_their_length_is_given(
+        self, features: int, rows: int
+    ) -> None:
+        names = [f"x{n}" for n in range(features)]
+
+        assert with_more(events={"features": names}).stream("pumps").model.window == rows
+        assert with_more(events={"features": names}, model={"code": 1}).stream("pumps").model.window == rows
+        given = with_more(events={"features": names}, model={"window": 20})
+        assert given.stream("pumps").model.window == 20
+
     def test_without_a_grid_nothing_is_late_by_design_and_no_gap_bounds_a_window(self) -> None:
         events = parse(SMALLEST).stream("pumps").events
 

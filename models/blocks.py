@@ -16,7 +16,7 @@ from models.autoencoder import Autoencoder
 from models.fitting import Check, Lesson, fit
 from models.spec import ModelSpec
 
-_NETWORKS_AT_ONCE: Final = {"cpu": 128, "cuda": 4_096}
+_NETWORKS_AT_ONCE: Final = {"cpu": 64, "cuda": 4_096}
 """By device: so many that an operator costs little by itself, and that fit a cache, or memory."""
 
 _News: TypeAlias = tuple[int, Check] | Future[Autoencoder]

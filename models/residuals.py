@@ -119,9 +119,9 @@ def huber(output: Float32s, target: Float32s, gradient: Float32s, losses: Float3
 def cut(rows: Float32s, starts: Int64s, windows: Float32s) -> None:
     """The windows float32[n, W x F] that begin at ``starts`` int64[n] of all rows' values float32[N x F]."""
     for window in range(windows.shape[0]):
-        start = starts[window]
+        start = np.uint64(starts[window])  # never counted from the end, which would take a question each
         for j in range(windows.shape[1]):
-            windows[window, j] = rows[start + j]
+            windows[window, j] = rows[start + np.uint64(j)]
 
 
 @kernel(reassociate=True)

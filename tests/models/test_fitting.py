@@ -90,9 +90,9 @@ def test_a_finished_network_is_out_of_the_stack(monkeypatch: pytest.MonkeyPatch)
 class TestGradients:
     """They are those of PyTorch's own operators."""
 
-    def test_of_the_mean_huber_loss(self) -> None:
+    @pytest.mark.parametrize("by", [torch.linspace(-1, 1, NETWORKS), torch.ones(NETWORKS)])
+    def test_of_the_mean_huber_loss(self, by: torch.Tensor) -> None:
         target, output = many(), 2 * many().flip(0)
-        by = torch.linspace(-1, 1, NETWORKS)
         found, expected = (output.clone().requires_grad_() for _ in range(2))
 
         losses = mean_huber(found, target)

@@ -47,8 +47,8 @@ from pipeline.records import Send, TopicPartition  # noqa: E402
 
 STREAM, TOPIC = "plant", "plant"
 START = datetime(2026, 3, 2, tzinfo=UTC)
-"""When it begins to be watched; the topic holds a day before that."""
-HISTORY = timedelta(days=1)
+"""When it begins to be watched; the topic holds two days before that."""
+HISTORY = timedelta(days=2)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 WINDOW = 32
 SHOWN = (0, 1, 2, 4)
@@ -132,8 +132,8 @@ def values(told: Story) -> NDArray[np.float64]:
     noise = np.apply_along_axis(_smoothed, 0, random)
     day = np.sin(2 * np.pi * (at - number / 17)) + 0.35 * np.sin(2 * np.pi * (4 * at + number / 5))
     watched = minutes - int(HISTORY / MINUTE)
-    changed = watched >= told.regime / MINUTE
-    made = 40 + 4 * number + np.where(changed[:, None], 16 * day + 14, 10 * day) + noise
+    changed = (watched - told.regime / MINUTE).clip(0, 60)[:, None] / 60  # within an hour
+    made = 40 + 4 * number + (10 + 3 * changed) * day + 8 * changed + noise
     for each in (*told.faults, told.polluted):
         inside = (watched >= each.start / MINUTE) & (watched < each.end / MINUTE)
         for n in each.series:
@@ -445,15 +445,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--retrainer", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "three-days.json")
+    parser.add_argument(
+        "--bus", help="the URL of a bus of its own, in place of a Kafka that is started for it"
+    )
     parser.add_argument("--page", type=Path, help="write the picture and the table of decisions there, too")
     asked = parser.parse_args()
     if asked.retrainer:
         retrain(asked.retrainer)
         return
-    with TemporaryDirectory() as folder, kafka_broker(Path(folder) / "kafka") as bootstrap:
-        if bootstrap is None:
-            sys.exit(NO_KAFKA)
-        report = live(Run(story(), Path(folder), f"kafka://{bootstrap}"))
+    with TemporaryDirectory() as folder, ExitStack() as opened:
+        bus = asked.bus
+        if bus is None:
+            bootstrap = opened.enter_context(kafka_broker(Path(folder) / "kafka"))
+            if bootstrap is None:
+                sys.exit(NO_KAFKA)
+            bus = f"kafka://{bootstrap}"
+        report = live(Run(story(), Path(folder), bus))
     asked.output.parent.mkdir(exist_ok=True)
     asked.output.write_text(json.dumps(report, indent=1))
     if asked.page:
@@ -468,11 +475,10 @@ def table(report: dict[str, Any]) -> str:
     rows = ["| Hour | What | Why, as the audit log has it |", "|---|---|---|"]
     rows += [f"| {each['hour']:.0f} | {each['what']} | {each['why']} |" for each in report["decisions"]]
     counted = (
-        f"{report['records']:,} records were sent, {report['in_topic']:,} stand in the topic, and the bins of "
-        f"the worker hold {sum(report['bins'].values()):,}. {len(report['alerts'])} alerts were told. The model "
-        "changed "
-        f"{len(report['changes'])} times; {len(report['after_changes'])} alerts began within a window "
-        f"({WINDOW} rows) after a change where nothing was injected."
+        f"{report['records']:,} records were sent, {report['in_topic']:,} stand in the topic, and the "
+        f"worker's bins hold {sum(report['bins'].values()):,}. {len(report['alerts'])} alerts were told. "
+        f"The model changed {len(report['changes'])} times; {len(report['after_changes'])} alerts began "
+        f"within a window ({WINDOW} rows) after a change where nothing was injected."
     )
     return "\n".join([*rows, "", fill(counted, 120)])
 

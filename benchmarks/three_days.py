@@ -103,7 +103,7 @@ class Story:
         return [*self.faults, self.polluted, regime]
 
 
-def story(series: int = 8) -> Story:
+def story(series: int = 10) -> Story:
     """The story that is told in docs/three-days.md."""
     everywhere = tuple(range(series))
     return Story(
@@ -133,7 +133,7 @@ def values(told: Story) -> NDArray[np.float64]:
     day = np.sin(2 * np.pi * (at - number / 17)) + 0.35 * np.sin(2 * np.pi * (4 * at + number / 5))
     watched = minutes - int(HISTORY / MINUTE)
     changed = (watched - told.regime / MINUTE).clip(0, 60)[:, None] / 60  # within an hour
-    made = 40 + 4 * number + (10 + 3 * changed) * day + 8 * changed + noise
+    made = 40 + 4 * number + (10 + 5 * changed) * day + 10 * changed + noise
     for each in (*told.faults, told.polluted):
         inside = (watched >= each.start / MINUTE) & (watched < each.end / MINUTE)
         for n in each.series:
@@ -176,7 +176,7 @@ class Run:
             "topic": TOPIC,
             "events": {"features": {"load": {"path": "load"}}},
             "model": {"window": WINDOW},
-            "training": {"steps": self.told.steps, "drift_every": 0.1},
+            "training": {"steps": self.told.steps, "drift_every": 0.1, "replay": "1d"},
         }
         settings = {
             "bus": self.bus,

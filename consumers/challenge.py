@@ -89,7 +89,7 @@ def challenge(past: Past, created_at: datetime) -> Challenge:
     """
     detector, view = past.detector, past.view
     stream, name = detector.stream, detector.name
-    source = _source(past)
+    source = _source(past, stream.training.history)
     decisions = view.decisions(name, view.decided(name))
     taught = learning.learn(
         detector,
@@ -105,7 +105,7 @@ def challenge(past: Past, created_at: datetime) -> Challenge:
     if champion is not None and stream.training.shadow:
         shadowed = _shadow(past, StackScorer(taught.bundle), champion)
         remark = _shadow_told(shadowed)
-        source = _source(past)  # the gate judges what came meanwhile, which neither was trained on, as well
+    replay = _source(past, stream.training.replay)  # with what came since training
     judged = 0
 
     def on_records(records: int) -> None:
@@ -113,7 +113,7 @@ def challenge(past: Past, created_at: datetime) -> Challenge:
         judged += records
         past.on_step(Step("judging", None, f"{judged:,} records gone through"))
 
-    trial = Trial(detector, source.batches, decisions=decisions, on_records=on_records)
+    trial = Trial(detector, replay.batches, decisions=decisions, on_records=on_records)
     others = baselines(taught.history.series, taught.bundle.manifest.spec) if champion is None else {}
     ruling = gate(trial, StackScorer(taught.bundle), champion=champion, baselines=others)
     more = {"gate": ruling.as_json()} | ({} if shadowed is None else {"shadow": shadowed})
@@ -150,11 +150,11 @@ def champion_of(
     return StackScorer(bundle), ""
 
 
-def _source(past: Past) -> Source:
-    """The training history up to now, read no faster than is allowed."""
-    stream = past.detector.stream
-    since_ms = recent_ms(past.reader, stream.topic, stream.training.history)
-    source = learning.from_topic(past.reader, stream.topic, since_ms, None)
+def _source(past: Past, length_s: float) -> Source:
+    """What came of the stream in so long before its newest record, read no faster than is allowed."""
+    topic = past.detector.stream.topic
+    since_ms = recent_ms(past.reader, topic, length_s)
+    source = learning.from_topic(past.reader, topic, since_ms, None)
     return replace(source, batches=[paced(each, past.pace) for each in source.batches])
 
 

@@ -348,6 +348,9 @@ class Training(Section):
     drift_every: Duration = Field(
         900.0, description="a retrainer looks so often whether the newest rows have drifted; 0: never"
     )
+    replay: Duration = Field(
+        7 * 86_400.0, gt=0, description="how far back from the newest record the gate replays"
+    )
     shadow: Duration = Field(
         0.0, description="so long in event time a new model judges the live stream in silence before the gate"
     )

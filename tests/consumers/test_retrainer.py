@@ -84,17 +84,21 @@ class Site:
 
     def produce(self, rows: int, change: Callable[[np.ndarray], np.ndarray] = lambda values: values) -> None:
         """Rows of four series, a minute apart."""
+        at = np.arange(self.rows, self.rows + rows)
+        columns = []
         for n in range(4):
-            at = np.arange(self.rows, self.rows + rows)
             noise = np.random.default_rng([n, self.rows]).normal(0, 0.1, rows)
-            values = change(np.sin(at / 9 + n) + noise)
+            columns.append(change(np.sin(at / 9 + n) + noise).tolist())
+        for minute, row in zip(at.tolist(), zip(*columns, strict=True), strict=True):
+            at_s = START.timestamp() + 60 * minute
             self._producer.send(
                 Send(
                     TOPIC,
                     f"p{n}".encode(),
-                    json.dumps({"series": f"p{n}", "time": START.timestamp() + 60 * t, "x": x}).encode(),
+                    json.dumps({"series": f"p{n}", "time": at_s, "x": x}).encode(),
+                    timestamp_ms=round(1_000 * at_s),
                 )
-                for t, x in zip(at.tolist(), values.tolist(), strict=True)
+                for n, x in enumerate(row)
             )
         self._producer.flush()
         self.rows += rows
@@ -488,6 +492,17 @@ class TestTheGate:
         assert site.champion == first
         assert "was not promoted: " in running.notices[-1]
         assert site.view.refusals[STREAM][0].why in running.notices[-1]
+
+    def test_it_replays_the_last_days_alone(self, new_site: Callable[..., Site]) -> None:
+        site = new_site(replay="2h")
+        site.produce(400)
+        site.retrainer().turn()
+
+        report = json.loads(site.registry.file(STREAM, site.decided(), "report.json"))
+
+        assert report["gate"]["extent"]["records"] == 4 * 121
+        assert site.registry.load(STREAM, site.decided()).manifest.models == 5
+        assert report["counts"]["rows"] == 1_600
 
     def test_who_forces_it_is_on_record_with_the_reason_and_the_ruling(self, site: Site) -> None:
         site.produce(200)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.gradients import tangent
 from models.residuals import affine, tanh
 
 # One thread for each product: they are small, and threads that wait for each other on a busy machine cost far
@@ -152,11 +153,11 @@ class Autoencoder:
 
 
 def _bent(sums: Tensor, bend: Bend) -> Tensor:
-    """A layer's output from its sums, in place; where gradients are taken through it, by PyTorch."""
+    """A layer's output from its sums, in place."""
     if bend == "linear":
         return sums
-    if torch.is_grad_enabled():
-        return sums.tanh_() if bend == "tanh" else sums.sigmoid_()
+    if torch.is_grad_enabled() or not sums.is_cpu:
+        return tangent(sums) if bend == "tanh" else sums.sigmoid_()
     if bend == "sigmoid":  # a tangent of half the size, moved
         return _bent(sums.mul_(0.5), "tanh").mul_(0.5).add_(0.5)
     tanh(sums.view(-1).numpy())

@@ -71,7 +71,7 @@ class Bundle:
     Attributes:
         manifest: what it is and where it comes from.
         sha: SHA-256 of the manifest, and through it of everything; the bundle's id.
-        network: N networks.
+        network: N networks; the last one is the fallback's.
         network_of: int32[M], the network of each model; models of a cohort share one.
         scaling: of the M models.
         calibration: float64[M, 5], as in :class:`pipeline.ports.Calibrated`.

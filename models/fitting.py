@@ -17,9 +17,14 @@ from torch import Tensor
 
 from models.autoencoder import Autoencoder
 from models.kinds import Kind, clipped, misfit, principal
+from models.residuals import cut
 from models.samples import Int64s
 from models.spec import ModelSpec
+from pipeline.config import Device
+from pipeline.errors import ConfigError
 from pipeline.ports import Float32s, Float64s
+
+CPU: Final = torch.device("cpu")
 
 _BATCH: Final = 64
 _LEARNING_RATE: Final = 2e-3
@@ -66,7 +71,27 @@ class Check:
     best_loss: Float64s
 
 
-def fit(lessons: Sequence[Lesson], spec: ModelSpec, report: Callable[[Check], None]) -> Autoencoder:
+def device_for(choice: Device) -> torch.device:
+    """Where to train.
+
+    Raises:
+        ConfigError: a GPU is asked for, and there is none.
+    """
+    found = torch.cuda.is_available()
+    if choice == "cuda" and not found:
+        raise ConfigError(
+            f"training.device is cuda, and PyTorch {torch.__version__} finds no GPU; set it to auto or cpu, "
+            "or install a build of PyTorch for this machine's GPU"
+        )
+    return torch.device("cuda" if found and choice != "cpu" else "cpu")
+
+
+def fit(
+    lessons: Sequence[Lesson],
+    spec: ModelSpec,
+    report: Callable[[Check], None],
+    device: torch.device = CPU,
+) -> Autoencoder:
     """Train one network a lesson; each keeps the weights of its best check and leaves when it is done.
 
     Networks do not know of each other: what one becomes depends on its lesson and on rounding alone.
@@ -74,42 +99,48 @@ def fit(lessons: Sequence[Lesson], spec: ModelSpec, report: Callable[[Check], No
     Args:
         lessons: one a network.
         spec: its shape, and how many steps at most.
-        report: called after each check.
+        report: called after each check; what it raises ends training.
+        device: where to train; the result is in the machine's own memory.
     """
     kind = spec.family
     if kind.loss is None:
         return _solve(lessons, spec, report)
     random = [lesson.random for lesson in lessons]
-    best = Autoencoder.initial(spec.widths(), random, bend=kind.bend, heads=kind.heads)
+    drawn = Autoencoder.initial(spec.widths(), random, bend=kind.bend, heads=kind.heads)
+    best = drawn.of([tensor.to(device) for tensor in drawn.tensors()])
     network = best.of([tensor.clone().requires_grad_() for tensor in best.tensors()])
     optimiser = torch.optim.AdamW(network.tensors(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
-    windows, base = _all_windows(lessons, spec)
+    windows = _Windows(lessons, spec, device)
     seen, held_out = (
-        np.stack([start + _spread(each, _CHECK_WINDOWS) for start, each in zip(base, some, strict=True)])
+        np.stack(
+            [start + _spread(each, _CHECK_WINDOWS) for start, each in zip(windows.base, some, strict=True)]
+        )
         for some in ([each.train for each in lessons], [each.held_out for each in lessons])
     )
     noise_width = _noise_width(kind, spec)
-    check_noise = _noise(random, _CHECK_WINDOWS, noise_width)  # the same in each check, so that they compare
+    # The same in each check, so that they compare.
+    check_noise = _noise(random, _CHECK_WINDOWS, noise_width, device)
     best_loss = np.full(len(lessons), np.inf)
     best_check = np.zeros(len(lessons), np.int64)
     active = np.arange(len(lessons))
 
     for check, first in enumerate(range(0, spec.steps, _CHECK_STEPS)):
         steps = range(first, min(first + _CHECK_STEPS, spec.steps))
-        picks = np.stack([_draw(lessons[i], base[i], len(steps)) for i in active.tolist()], axis=1)
-        for step, batch in zip(steps, torch.from_numpy(picks), strict=True):
+        picks = np.stack([_draw(lessons[i], windows.base[i], len(steps)) for i in active.tolist()], axis=1)
+        for step, batch in zip(steps, picks, strict=True):
             optimiser.param_groups[0]["lr"] = _rate(step, spec.steps)
             optimiser.zero_grad()
-            noise = _noise([random[i] for i in active.tolist()], _BATCH, noise_width)
+            noise = _noise([random[i] for i in active.tolist()], _BATCH, noise_width, device)
             # No name for the loss: its graph would outlive the step, and with it the shapes before _drop.
-            kind.loss(network, windows[batch], noise).sum().backward()  # type: ignore[no-untyped-call]
+            kind.loss(network, windows.at(batch), noise).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
 
         with torch.no_grad():
-            targets = windows[torch.from_numpy(held_out[active])]
             noise = check_noise[torch.from_numpy(active)]
-            loss = kind.loss(network, targets, noise).detach().numpy()
-            seen_loss = kind.loss(network, windows[torch.from_numpy(seen[active])], noise).detach().numpy()
+            seen_loss, loss = (
+                kind.loss(network, windows.at(starts[active]), noise).detach().cpu().numpy()
+                for starts in (seen, held_out)
+            )
             better = np.flatnonzero(loss < best_loss[active])
             for kept, now in zip(best.tensors(), network.tensors(), strict=True):
                 kept[torch.from_numpy(active[better])] = now[torch.from_numpy(better)]
@@ -127,18 +158,29 @@ def fit(lessons: Sequence[Lesson], spec: ModelSpec, report: Callable[[Check], No
         report(Check(share, len(lessons) - len(active), losses[0], losses[1], best_loss.copy()))
         if not len(active):
             break
-    return best
+    return best.of([tensor.cpu() for tensor in best.tensors()])
 
 
-def _all_windows(lessons: Sequence[Lesson], spec: ModelSpec) -> tuple[Tensor, Int64s]:
-    """Every row of every lesson as the start of a window, and the row at which each lesson begins.
+class _Windows:
+    """The rows of all lessons; windows are cut from them as they are drawn, which spares W times the room.
 
-    The windows, float32[N, W * F], share the rows' memory: batches are cut out of it as they are drawn.
+    Attributes:
+        base: int64[M], the row at which each lesson begins.
     """
-    rows = torch.from_numpy(np.concatenate([each.rows for each in lessons]))
-    width = spec.window_rows * len(spec.features)
-    windows = rows.as_strided((len(rows) - spec.window_rows + 1, width), (len(spec.features), 1))
-    return windows, np.cumsum([0, *(len(each.rows) for each in lessons[:-1])])
+
+    def __init__(self, lessons: Sequence[Lesson], spec: ModelSpec, device: torch.device) -> None:
+        self.base = np.cumsum([0, *(len(each.rows) for each in lessons[:-1])])
+        self._features, self._width = len(spec.features), spec.width
+        self._values = torch.from_numpy(np.concatenate([each.rows.ravel() for each in lessons])).to(device)
+
+    def at(self, starts: Int64s) -> Tensor:
+        """The windows float32[..., W x F] that begin at rows int64[...]."""
+        first = starts * self._features
+        if self._values.is_cpu:
+            windows = torch.empty(*starts.shape, self._width)
+            cut(self._values.numpy(), first.ravel(), windows.view(-1, self._width).numpy())
+            return windows
+        return self._values.unfold(0, self._width, 1)[torch.from_numpy(first).to(self._values.device)]
 
 
 def _spread(starts: Int64s, count: int) -> Int64s:
@@ -158,28 +200,29 @@ def _noise_width(kind: Kind, spec: ModelSpec) -> int:
     return spec.width if kind.noise == "input" else spec.encoder_widths()[-1]
 
 
-def _noise(random: Sequence[np.random.Generator], windows: int, width: int) -> Tensor:
+def _noise(random: Sequence[np.random.Generator], windows: int, width: int, device: torch.device) -> Tensor:
     """Standard normal noise float32[M, windows, width], of each network from its own generator."""
     noise = np.empty((len(random), windows, width), np.float32)
     if width:
         for each, out in zip(random, noise, strict=True):
             each.standard_normal(dtype=np.float32, out=out)
-    return torch.from_numpy(noise)
+    return torch.from_numpy(noise).to(device)
 
 
 def _solve(lessons: Sequence[Lesson], spec: ModelSpec, report: Callable[[Check], None]) -> Autoencoder:
     """The linear networks that lose the least of their training windows, as :func:`fit` returns them."""
-    windows, base = _all_windows(lessons, spec)
+    windows = _Windows(lessons, spec, CPU)
     code = spec.encoder_widths()[-1]
     solved, losses = list[Autoencoder](), np.full((2, len(lessons)), np.nan, np.float32)
-    for done, (start, each) in enumerate(zip(base, lessons, strict=True), 1):
-        inputs = clipped(windows[start + each.train]).numpy()
+    for done, (start, each) in enumerate(zip(windows.base, lessons, strict=True), 1):
+        inputs = clipped(windows.at(start + each.train)).numpy()
         mean, directions = map(torch.from_numpy, principal(inputs, code))
         weights = directions[None], directions.T[None].contiguous()
         biases = -(mean @ directions)[None, None], mean[None, None]
         solved.append(Autoencoder(weights, biases, spec.family.bend))
         for loss, some in zip(losses, (each.train, each.held_out), strict=True):
-            loss[done - 1] = float(misfit(solved[-1], windows[None, start + _spread(some, _CHECK_WINDOWS)]))
+            target = windows.at(start + _spread(some, _CHECK_WINDOWS))[None]
+            loss[done - 1] = float(misfit(solved[-1], target))
         best = np.where(np.isnan(losses[1]), np.nanmean(losses[1]), losses[1]).astype(np.float64)
         report(Check(done / len(lessons), done, losses[0].copy(), losses[1].copy(), best))
     return Autoencoder.join(solved)

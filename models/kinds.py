@@ -14,9 +14,9 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import huber_loss
 
 from models.autoencoder import Autoencoder, Bend
+from models.gradients import mean_huber
 from models.scaling import INPUT_CLIP
 from pipeline.ports import Float32s
 
@@ -63,14 +63,9 @@ def clipped(target: Tensor) -> Tensor:
     return target.clamp(-INPUT_CLIP, INPUT_CLIP)
 
 
-def _misfit(output: Tensor, target: Tensor) -> Tensor:
-    """The mean Huber loss of each network."""
-    return huber_loss(output, target, reduction="none", delta=1.0).mean((1, 2))
-
-
 def misfit(network: Autoencoder, target: Tensor) -> Tensor:
     """How badly each network restores scaled windows float32[M, n, width], whatever its kind; float32[M]."""
-    return _misfit(network.reconstruct(clipped(target)), target)
+    return mean_huber(network.reconstruct(clipped(target)), target)
 
 
 def _undercomplete(network: Autoencoder, target: Tensor, _noise: Tensor) -> Tensor:
@@ -80,7 +75,7 @@ def _undercomplete(network: Autoencoder, target: Tensor, _noise: Tensor) -> Tens
 
 def _denoising(network: Autoencoder, target: Tensor, noise: Tensor) -> Tensor:
     """The clean window from a noisy one: what is copied is wrong (Vincent et al., 2008)."""
-    return _misfit(network.reconstruct(clipped(target) + _NOISE_SD * noise), target)
+    return mean_huber(network.reconstruct(clipped(target) + _NOISE_SD * noise), target)
 
 
 def _sparse(network: Autoencoder, target: Tensor, _noise: Tensor) -> Tensor:
@@ -90,7 +85,7 @@ def _sparse(network: Autoencoder, target: Tensor, _noise: Tensor) -> Tensor:
     divergence = _ACTIVITY * torch.log(_ACTIVITY / mean) + (1 - _ACTIVITY) * torch.log(
         (1 - _ACTIVITY) / (1 - mean)
     )
-    return _misfit(network.decode(codes), target) + _ACTIVITY_WEIGHT * divergence.mean(1)
+    return mean_huber(network.decode(codes), target) + _ACTIVITY_WEIGHT * divergence.mean(1)
 
 
 def _contractive(network: Autoencoder, target: Tensor, noise: Tensor) -> Tensor:
@@ -103,7 +98,7 @@ def _contractive(network: Autoencoder, target: Tensor, noise: Tensor) -> Tensor:
         inputs = clipped(target).requires_grad_()
         codes = network.encode(inputs)
         (slope,) = torch.autograd.grad(codes, inputs, noise, create_graph=True)
-        return _misfit(network.decode(codes), target) + _CONTRACTION * slope.square().sum(2).mean(1)
+        return mean_huber(network.decode(codes), target) + _CONTRACTION * slope.square().sum(2).mean(1)
 
 
 def _variational(network: Autoencoder, target: Tensor, noise: Tensor) -> Tensor:
@@ -114,7 +109,7 @@ def _variational(network: Autoencoder, target: Tensor, noise: Tensor) -> Tensor:
     mean, log_variance = network.distribution(clipped(target))
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(2).mean(1)
     output = network.decode(mean + (0.5 * log_variance).exp() * noise)
-    return _misfit(output, target) + _DECODER_VARIANCE / target.shape[2] * divergence
+    return mean_huber(output, target) + _DECODER_VARIANCE / target.shape[2] * divergence
 
 
 KINDS: Final[dict[str, Kind]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from models.blocks import Progress
 from models.bundle import Bundle, attach
 from models.episodes import LeftOut
 from models.history import Batches, History, Part, gather, topic_bounds, topic_source
@@ -14,7 +15,7 @@ from models.page import html
 from models.report import Report
 from models.reporting import make
 from models.spec import ModelSpec
-from models.training import Progress, train
+from models.training import train
 from pipeline.detect import Detector
 from pipeline.errors import TooFewRows
 from pipeline.figures import lasting
@@ -110,6 +111,7 @@ def learn(
 
     Raises:
         TooFewRows: there is not enough history yet.
+        ConfigError: there is no such device as the settings ask for.
         BusDown, InputError: while reading.
     """
     history = gather(
@@ -133,6 +135,8 @@ def learn(
             created_at=created_at,
             scope=detector.stream.model.scope,
             max_models=detector.stream.model.max_models,
+            device=detector.stream.training.device,
+            threads=detector.stream.training.threads,
             on_progress=on_progress,
         )
     except TooFewRows as error:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.blocks import Progress
 from models.fitting import Check
-from models.training import Progress
 from pipeline.ports import Float32s
 
 
@@ -24,7 +24,7 @@ class Losses:
 
 
 class Curves:
-    """The losses of networks as they come: of one block of them after the other."""
+    """The losses of networks as they come: of blocks of them, some at a time."""
 
     def __init__(self) -> None:
         self._blocks = dict[int, list[Check]]()
@@ -39,7 +39,9 @@ class Curves:
 
         def joined(name: str) -> Float32s:
             """Blocks side by side, those with fewer checks ended with NaN."""
-            blocks = [np.stack([getattr(each, name) for each in block]) for block in self._blocks.values()]
+            blocks = [
+                np.stack([getattr(each, name) for each in block]) for _, block in sorted(self._blocks.items())
+            ]
             return np.concatenate(
                 [
                     np.pad(each, [(0, checks - len(each)), (0, 0)], constant_values=np.float32(np.nan))

@@ -22,7 +22,7 @@ REPORT_FILES: Final = ("report.json", "report.html")
 """What a bundle may hold besides its model."""
 MAX_REPORT_BYTES: Final = 16 << 20
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

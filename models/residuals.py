@@ -98,6 +98,33 @@ def compare(target: Float32s, output: Float32s, members: Int64s, features: int, 
 
 
 @kernel(reassociate=True)
+def huber(output: Float32s, target: Float32s, gradient: Float32s, losses: Float32s) -> None:
+    """The mean Huber loss (delta 1) of each network over float32[M, n, width], into ``losses`` float32[M].
+
+    ``gradient`` becomes its gradient by the output.
+    """
+    share = np.float32(1.0) / np.float32(output.shape[1] * output.shape[2])
+    for network in range(output.shape[0]):
+        loss = np.float32(0.0)
+        for i in range(output.shape[1]):
+            for j in range(output.shape[2]):
+                residual = output[network, i, j] - target[network, i, j]
+                clipped = min(max(residual, np.float32(-1.0)), np.float32(1.0))
+                loss += clipped * (residual - np.float32(0.5) * clipped)
+                gradient[network, i, j] = clipped * share
+        losses[network] = loss * share
+
+
+@kernel
+def cut(rows: Float32s, starts: Int64s, windows: Float32s) -> None:
+    """The windows float32[n, W x F] that begin at ``starts`` int64[n] of all rows' values float32[N x F]."""
+    for window in range(windows.shape[0]):
+        start = np.uint64(starts[window])  # never counted from the end, which would take a question each
+        for j in range(windows.shape[1]):
+            windows[window, j] = rows[start + np.uint64(j)]
+
+
+@kernel(reassociate=True)
 def affine(inputs: Float32s, weights: Float32s, biases: Float32s, models: Int64s, outputs: Float32s) -> None:
     """One layer by the models int64[G], whose weights are read where they stand.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import companions
-from models.autoencoder import Autoencoder
+from models.blocks import Progress, fit_blocks
 from models.bundle import CANARY_WINDOWS, Bundle, Canary, seal, series_hash
 from models.cohorts import divide, shape
-from models.fitting import Check, Lesson, fit
+from models.fitting import Lesson, device_for
 from models.samples import (
     Int64s,
     Pool,
@@ -31,43 +31,13 @@ from models.scaling import Scaling
 from models.spec import ModelSpec
 from models.stack import Stack
 from pipeline.companions import Companions
-from pipeline.config import TRAINING_WINDOWS, Scope
+from pipeline.config import TRAINING_WINDOWS, Device, Scope
 from pipeline.errors import TooFewRows
 from pipeline.ports import Errors, Float32s, Float64s, Windows
 
 _CALIBRATION_WINDOWS: Final = 1_024
-_NETWORKS_AT_ONCE: Final = 256  # bounds memory; networks do not know of each other
 _SHAPE_WINDOWS: Final = 64  # by which a series is put into a cohort
 _SHARED_KEY: Final = 0  # of networks that no single series names
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far training is.
-
-    Attributes:
-        fraction: of the work there is at most, 0 to 1.
-        finished: networks that are done.
-        networks: all of them, the fallback included.
-        first: the first of those at work, which are numbered in the bundle's order.
-        check: how they are doing.
-    """
-
-    fraction: float
-    finished: int
-    networks: int
-    first: int
-    check: Check
-
-    @property
-    def loss(self) -> float:
-        """Mean over the networks that still learn, on the rows they learn from."""
-        return float(np.nanmean(self.check.loss))
-
-    @property
-    def held_out_loss(self) -> float:
-        """Mean over the networks at work, each in its best moment so far."""
-        return float(self.check.best_loss.mean())
 
 
 def rows_needed(spec: ModelSpec) -> int:
@@ -83,13 +53,16 @@ def train(
     created_at: str,
     scope: Scope = "series",
     max_models: int = 1_000,
+    device: Device = "auto",
+    threads: int = 1,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Bundle:
     """Train a model for each series with enough rows, and the shared fallback on all series.
 
     A model is a network with a scaling and a calibration. The last two are always a series' own; who shares
     the network, ``scope`` says. The fallback sees windows under one pooled scaling, as it will when it meets
-    a series that has none. The result depends on the rows, the spec, ``scope`` and ``max_models`` alone.
+    a series that has none. The result depends on the rows, the spec, ``scope`` and ``max_models`` alone,
+    whatever the threads; another device, like another machine, rounds otherwise.
 
     Args:
         rows: history by series name; values float64[n, F] with F features as in ``spec``.
@@ -98,10 +71,13 @@ def train(
         created_at: ISO 8601; kept in the manifest.
         scope: which series share a network; see :func:`models.cohorts.divide`.
         max_models: networks of single series at most; see there.
-        on_progress: called every 50 steps; what it raises ends training.
+        device: where networks are trained; ``auto`` is a GPU where there is one.
+        threads: of the CPU, each of which trains some of the networks.
+        on_progress: called by this thread every 50 steps of each; what it raises ends training.
 
     Raises:
         TooFewRows: all series together do not have enough rows.
+        ConfigError: there is no such device.
         ValueError: columns do not fit the spec, or values are not finite.
     """
     _check(rows, spec)
@@ -112,7 +88,9 @@ def train(
     for number, members in enumerate(groups):
         network_of[members] = number
     lessons = [learned.lesson(members) for members in groups]
-    network = _train_all([*lessons, learned.fallback_lesson()], spec, on_progress)
+    network = fit_blocks(
+        [*lessons, learned.fallback_lesson()], spec, device_for(device), threads, on_progress
+    )
 
     stack = Stack(network, learned.scaling, network_of)
     errors = (stack.score(learned.held_out(model)) for model in range(len(network_of)))
@@ -234,24 +212,6 @@ def _check(rows: Mapping[str, SeriesRows], spec: ModelSpec) -> None:
 
 def _usable(rows: SeriesRows, spec: ModelSpec) -> int:
     return usable_rows(rows.segment, spec.window_rows)
-
-
-def _train_all(
-    lessons: Sequence[Lesson], spec: ModelSpec, on_progress: Callable[[Progress], None]
-) -> Autoencoder:
-    """Train in blocks of networks, for memory's sake."""
-    blocks = [lessons[i : i + _NETWORKS_AT_ONCE] for i in range(0, len(lessons), _NETWORKS_AT_ONCE)]
-    trained: list[Autoencoder] = []
-    before = 0
-    for number, block in enumerate(blocks):
-
-        def report(check: Check, number: int = number, before: int = before) -> None:
-            fraction = (number + check.share) / len(blocks)
-            on_progress(Progress(fraction, before + check.finished, len(lessons), before, check))
-
-        trained.append(fit(block, spec, report))
-        before += len(block)
-    return Autoencoder.join(trained)
 
 
 def _of(raw: Float64s, model: int) -> Windows:

@@ -144,6 +144,7 @@ def _described(manifest: Manifest) -> dict[str, str]:
         "rows made as": spec.transforms,
         "seed": str(spec.seed),
         "models": f"{manifest.models:,}",
+        "networks": f"{manifest.networks:,}",
     }
     return said | {f"source {name}": str(value) for name, value in manifest.source.items()}
 

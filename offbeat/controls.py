@@ -46,6 +46,11 @@ def who(command: str) -> str:
     return f"{user}@{socket.gethostname()} ({command})"
 
 
+def utc_now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
+
+
 def standing(config: Config, broker: Broker) -> ControlView:
     """What stands now, for whoever only reads; nothing where there is no control topic yet.
 
@@ -64,16 +69,22 @@ class Control:
     Args:
         who: decides, see :func:`who`.
         notice: told of records that change nothing.
+        now: the wall clock, in UTC.
 
     Raises:
         BusDown: the bus cannot be reached.
     """
 
     def __init__(
-        self, config: Config, broker: Broker, who: str, notice: Callable[[str], None] = lambda _: None
+        self,
+        config: Config,
+        broker: Broker,
+        who: str,
+        notice: Callable[[str], None] = lambda _: None,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         broker.admin().create([TopicSpec(config.control_topic, 1, broker_time=True)])
-        self._config, self._who = config, who
+        self._config, self._who, self._now = config, who, now
         self._producer = broker.producer()
         self._log = ControlLog(broker.reader(), config.control_topic, notice)
 
@@ -157,7 +168,7 @@ class Control:
 
     def _said(self, stream: str, why: str) -> dict[str, Any]:
         """What every record says: about which stream, when, who and why."""
-        return {"stream": stream, "at": datetime.now(UTC), "who": self._who, "why": why}
+        return {"stream": stream, "at": self._now(), "who": self._who, "why": why}
 
     def _publish(self, record: Record) -> None:
         self._producer.send([send(record, self._config.control_topic)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from offbeat.bundles import Difference, Listed
     from offbeat.controls import Control
     from pipeline.config import Config
+    from pipeline.control import Champion, Refused
     from pipeline.ports import Broker
 
 group = typer.Typer(no_args_is_help=True, help="Trained bundles: list, compare, promote, move, remove, use.")
@@ -117,6 +118,7 @@ def _as_json(each: Listed) -> dict[str, Any]:
         value |= {
             "made_at": each.manifest.created_at,
             "models": each.manifest.models,
+            "networks": each.manifest.networks,
             "spec": spec,
             "source": each.manifest.source,
             "versions": each.manifest.versions,
@@ -143,12 +145,18 @@ def show(
         bundle_id = chosen_bundle(at, bundle)
         loaded = at.registry.load(at.stream, bundle_id)
         champions = view.succession(at.stream)
-        said = [each for each in view.promotions.get(at.stream, []) if each.bundle == bundle_id]
+        said: dict[str, Sequence[Champion | Refused]] = {
+            "promoted": [each for each in view.promotions.get(at.stream, []) if each.bundle == bundle_id],
+            "refused": [each for each in view.refusals.get(at.stream, []) if each.bundle == bundle_id],
+        }
     role = "champion" if champions[-1:] == [bundle_id] else ""
     if json:
         listed = _as_json(Listed(bundle_id, role, loaded.manifest, ""))
-        promoted = [{"at": each.at, "who": each.who, "why": each.why} for each in said]
-        print_json(listed | {"promoted": promoted, "reports": sorted(loaded.reports)})
+        decided = {
+            what: [{"at": each.at, "who": each.who, "why": each.why} for each in some]
+            for what, some in said.items()
+        }
+        print_json(listed | decided | {"reports": sorted(loaded.reports)})
         return
     spec, manifest = loaded.manifest.spec, loaded.manifest
     fallback = loaded.calibration[-1]
@@ -161,16 +169,17 @@ def show(
         "layers": "-".join(map(str, spec.widths())),
         "window": f"{spec.window_rows} rows x {len(spec.features)} features: {', '.join(spec.features)}",
         "rows made as": spec.transforms or "-",
-        "models": f"{manifest.models:,} in all; series it never saw have the error "
-        f"{fallback[0]:.4f} ± {fallback[1]:.4f} to begin with",
+        "models": f"{manifest.models:,} in all, with {counted(manifest.networks, 'network')}; series that "
+        f"it never saw have the error {fallback[0]:.4f} ± {fallback[1]:.4f} to begin with",
         "learned from": _learned(manifest),
         "reports": ", ".join(sorted(loaded.reports)) or "none",
         "lies in": at.registry.where(at.stream, bundle_id),
     }
     for name, text in told.items():
         typer.echo(f"{name:<13} {text}")
-    for each in said:
-        typer.echo(f"{'promoted':<13} {each.at:%Y-%m-%d %H:%M UTC} by {each.who}: {each.why}")
+    for what, some in said.items():
+        for each in some:
+            typer.echo(f"{what:<13} {each.at:%Y-%m-%d %H:%M UTC} by {each.who}: {each.why}")
 
 
 def chosen_bundle(at: Opened, bundle: str | None) -> str:

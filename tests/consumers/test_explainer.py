@@ -152,7 +152,7 @@ def told(valkey_url: str, **stream: Any) -> Iterator[tuple[Plant, Live]]:  # noq
         yield plant, live
 
 
-JOINT = {"policy": "joint", "line": 1.5, "memory": "5m"}
+JOINT = {"policy": "joint", "line": 1.5, "memory": "5m", "adapt_after": "6h"}
 STORIES = {"records": {}, "a grid": {"events": GRID}, "a joined score": {"threshold": JOINT}}
 
 

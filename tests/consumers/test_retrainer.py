@@ -20,7 +20,7 @@ from consumers.retrainer import Retrainer, Status, StatusCollector
 from models import Registry
 from pipeline.bus.sqlite import SqliteBroker
 from pipeline.config import Config
-from pipeline.control import Begun, Champion, ControlView, Record, send
+from pipeline.control import Begun, Champion, ControlView, Record, Refused, send
 from pipeline.drift import DRIFTED
 from pipeline.errors import BusDown, OffbeatError, StoreDown, TooFewRows
 from pipeline.ports import Lease, Leases, Producer, Reader
@@ -84,20 +84,34 @@ class Site:
 
     def produce(self, rows: int, change: Callable[[np.ndarray], np.ndarray] = lambda values: values) -> None:
         """Rows of four series, a minute apart."""
+        at = np.arange(self.rows, self.rows + rows)
+        columns = []
         for n in range(4):
-            at = np.arange(self.rows, self.rows + rows)
             noise = np.random.default_rng([n, self.rows]).normal(0, 0.1, rows)
-            values = change(np.sin(at / 9 + n) + noise)
+            columns.append(change(np.sin(at / 9 + n) + noise).tolist())
+        for minute, row in zip(at.tolist(), zip(*columns, strict=True), strict=True):
+            at_s = START.timestamp() + 60 * minute
             self._producer.send(
                 Send(
                     TOPIC,
                     f"p{n}".encode(),
-                    json.dumps({"series": f"p{n}", "time": START.timestamp() + 60 * t, "x": x}).encode(),
+                    json.dumps({"series": f"p{n}", "time": at_s, "x": x}).encode(),
+                    timestamp_ms=round(1_000 * at_s),
                 )
-                for t, x in zip(at.tolist(), values.tolist(), strict=True)
+                for n, x in enumerate(row)
             )
         self._producer.flush()
         self.rows += rows
+
+    def decision(self) -> Champion | Refused:
+        """The last one."""
+        view = self.view
+        both = [*view.promotions.get(STREAM, []), *view.refusals.get(STREAM, [])]
+        return max(both, key=lambda each: each.at)
+
+    def decided(self) -> str:
+        """The bundle of the last decision."""
+        return self.decision().bundle or ""
 
     def begun(self) -> list[Begun]:
         """Trainings that began, as the control topic has them."""
@@ -357,7 +371,7 @@ class TestEvery:
         running.turn()
 
         assert running.status.doing == "waiting"
-        assert running.status.message[11:] == "next training 2026-03-02 00:01 UTC, in 60 min"
+        assert running.status.message == "drift 0.00, next training 2026-03-02 00:01 UTC, in 60 min"
         assert running.status.next_at == trained.view.promotions[STREAM][0].at + timedelta(days=1)
         assert running.status.bundle_id == trained.champion
         assert trained.view.refusals == {}
@@ -389,7 +403,10 @@ class TestEvery:
 
         running.turn()
 
-        assert (running.status.doing, running.status.message) == ("waiting", "trains when it is asked to")
+        assert (running.status.doing, running.status.message) == (
+            "waiting",
+            "drift 0.00, trains when it is asked to",
+        )
         assert running.status.next_at is None
 
     def test_settings_in_force_count_and_not_those_in_the_file(self, trained: Site) -> None:
@@ -413,7 +430,7 @@ class TestDrift:
         return site
 
     def test_a_stream_whose_regime_changes_trains_before_it_is_due(self, site: Site) -> None:
-        site.later = timedelta(hours=3)
+        site.later = timedelta(hours=6)
         running = site.retrainer().turn()
         before = running.status.drift
         assert before is not None
@@ -426,7 +443,7 @@ class TestDrift:
         running.turn()
 
         assert site.begun()[-1].why.startswith("the stream has drifted: ")
-        assert site.view.promotions[STREAM][-1].at == site.now()
+        assert len(site.view.promotions[STREAM] + site.view.refusals[STREAM]) == 2
         running.turn()
         assert running.status.drift is not None
         assert running.status.message.startswith(f"drift {running.status.drift:.2f}, ")
@@ -435,13 +452,13 @@ class TestDrift:
     def test_it_leaves_time_after_a_decision(self, site: Site) -> None:
         site.produce(400, lambda values: 4 * values + 8)
 
-        site.later = timedelta(hours=2, minutes=59)
+        site.later = timedelta(hours=5, minutes=59)
         running = site.retrainer().turn()
         assert running.status.drift is not None
         assert running.status.drift >= DRIFTED
         assert len(site.begun()) == 1
 
-        site.later = timedelta(hours=3)
+        site.later = timedelta(hours=6)
         running.turn()
         assert len(site.begun()) == 2
 
@@ -475,6 +492,17 @@ class TestTheGate:
         assert site.champion == first
         assert "was not promoted: " in running.notices[-1]
         assert site.view.refusals[STREAM][0].why in running.notices[-1]
+
+    def test_it_replays_the_last_days_alone(self, new_site: Callable[..., Site]) -> None:
+        site = new_site(replay="2h")
+        site.produce(400)
+        site.retrainer().turn()
+
+        report = json.loads(site.registry.file(STREAM, site.decided(), "report.json"))
+
+        assert report["gate"]["extent"]["records"] == 4 * 121
+        assert site.registry.load(STREAM, site.decided()).manifest.models == 5
+        assert report["counts"]["rows"] == 1_600
 
     def test_who_forces_it_is_on_record_with_the_reason_and_the_ruling(self, site: Site) -> None:
         site.produce(200)
@@ -510,6 +538,54 @@ class TestTheGate:
             site.retrainer().retrainer.once("somebody asked")
 
         assert site.champion is None
+
+
+class TestShadow:
+    """Champion and challenger judge the live stream for a while, and nobody is told."""
+
+    @pytest.fixture
+    def site(self, new_site: Callable[..., Site]) -> Site:
+        site = new_site(shadow="30m", steps=300)
+        site.produce(400)
+        site.retrainer().turn()
+        assert site.champion
+        site.later = timedelta(days=1)
+        return site
+
+    def test_both_judge_what_comes_after_training_until_event_time_is_so_much_further(
+        self, site: Site
+    ) -> None:
+        def live(status: Status) -> None:
+            if status.doing == "shadowing":
+                site.produce(20, lambda values: np.where(np.arange(20) == 15, 50.0, values))
+
+        before = site.rows
+        running = site.retrainer(on_status=live).turn()
+
+        report = json.loads(site.registry.file(STREAM, site.decided(), "report.json"))
+        told = report["shadow"]
+        assert (told["last_ns"] - told["first_ns"]) / 60e9 == pytest.approx(40, abs=10)
+        assert told["first_ns"] / 1e9 == START.timestamp() + 60 * (before + 7)  # a window of eight rows
+        for each in told["contenders"].values():
+            assert each["rows"] == 4 * (site.rows - before - 20 - 7)
+            assert each["alerts"] > 0
+            assert set(each["errors"]) == {"p0", "p1", "p2", "p3"}
+            for median, high, highest in each["errors"].values():
+                assert 0.01 < median < high <= highest
+        assert "shadowing" in running.did()
+        assert site.decision().why.startswith("alerts in ")
+        # The gate has seen these rows as well.
+        assert report["gate"]["extent"]["last_ns"] / 1e9 == START.timestamp() + 60 * (site.rows - 1)
+        assert site.config.alerts_topic not in site.broker.admin().describe().topics
+
+    def test_it_waits_for_a_stream_that_stands_still_until_it_is_asked_to_stop(self, site: Site) -> None:
+        running = site.retrainer(should_stop=lambda: len(site.clock.waited) > 5).turn()
+
+        assert running.did()[-1] == "shadowing"
+        assert site.view.refusals == {}
+
+    def test_a_first_model_has_no_shadow(self, site: Site) -> None:
+        assert "shadow" not in json.loads(site.registry.file(STREAM, site.champion or "", "report.json"))
 
 
 class TestOneAtATime:

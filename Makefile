@@ -22,7 +22,7 @@ CORE_TESTS = $(wildcard tests/pipeline/test_*.py)
 
 SECONDS ?= 300
 
-.PHONY: help setup demo test faults fuzz lint bench false-alarms quality stacks
+.PHONY: help setup demo test faults fuzz lint bench false-alarms quality stacks three-days
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -58,6 +58,9 @@ bench: $(READY) ## measure, write build/bench.json and docs/performance.md (25 m
 
 false-alarms: $(READY) ## what each alert rule is worth, on real series at OFFBEAT_DATA (1 minute); writes docs/false-alarms.md
 	$(BIN)/python benchmarks/false_alarms.py --page docs/false-alarms.md
+
+three-days: $(READY) ## three simulated days of a stream that trains itself (5 minutes, needs a Kafka); writes docs/three-days.md
+	$(BIN)/python benchmarks/three_days.py --page docs/three-days.md
 
 quality: $(READY) ## how well detectors detect, on real series at OFFBEAT_DATA (15 minutes)
 	$(BIN)/python benchmarks/quality.py --page docs/quality.md

@@ -162,14 +162,14 @@ def main() -> int:
     report, tables = {}, []
     sets = {each: READERS[each](folder / each, options.series) for each in options.only}
     for name, data in sets.items():
-        began = time.monotonic()
+        began, shown = time.monotonic(), len(tables)
         print(f"{name}: {len(data.every)} series", flush=True)
         report[name] = measure(data, options.kept)
         tables.append(_table(data, report[name]))
         if not options.no_contamination and halved(data).every:
             report[name]["contamination"] = contaminate(data, options.kept)
             tables.append(_contamination_table(report[name]["contamination"]))
-        print("\n\n".join(tables[-2:]) + f"\n\n{time.monotonic() - began:.0f} s", flush=True)
+        print("\n\n".join(tables[shown:]) + f"\n\n{time.monotonic() - began:.0f} s", flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=2) + "\n")
     print(f"written: {options.output}")

@@ -7,33 +7,56 @@ clock, which is the newest record's time. What people decide they decide through
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import fill
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import numpy as np  # noqa: E402
+import numpy as np  # noqa: E402 - the path comes first
 import yaml  # noqa: E402
+from days_picture import draw  # noqa: E402
+from labelled import write_page  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
+from servers import NO_KAFKA, kafka_broker  # noqa: E402
+
+from consumers import retrainer  # noqa: E402
+from offbeat import app  # noqa: E402
+from offbeat.bundles import before  # noqa: E402
+from offbeat.cli.stopping import stopping  # noqa: E402
+from offbeat.controls import Control  # noqa: E402
+from pipeline.alerts import Alert  # noqa: E402
+from pipeline.config import load  # noqa: E402
+from pipeline.control import Champion, Refused  # noqa: E402
+from pipeline.journal import InForce, JournalLog  # noqa: E402
+from pipeline.notifications import published  # noqa: E402
+from pipeline.reading import stretch  # noqa: E402
+from pipeline.records import Send, TopicPartition  # noqa: E402
 
 STREAM, TOPIC = "plant", "plant"
 START = datetime(2026, 3, 2, tzinfo=UTC)
-"""When it begins to be watched; the topic holds a day before that."""
-HISTORY = timedelta(days=1)
+"""When it begins to be watched; the topic holds two days before that."""
+HISTORY = timedelta(days=2)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 WINDOW = 32
+SHOWN = (0, 1, 2, 4)
+"""Series in the picture."""
+ANN, ROLLED_BACK = "ann", "rolled back"
 PATIENCE_S = 240.0
+WORKER_LOOKS_S = 3.0
+"""Within this time a worker has seen what was decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +65,12 @@ class Stretch:
 
     Attributes:
         series: numbers of the series.
-        odd: whether people would call it an anomaly.
     """
 
     what: str
     series: tuple[int, ...]
     start: timedelta
     end: timedelta
-    odd: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +81,7 @@ class Story:
         faults: that are over after a while.
         regime: from when on every series behaves otherwise, which is normal then.
         accepted: when people say so.
-        polluted: rows that somebody later calls normal by mistake.
-        mistaken: when somebody does.
+        polluted: rows that say little of how things are.
         overruled, rolled_back: when somebody puts the refused model to use, and takes that back.
         end: of the run.
     """
@@ -72,29 +92,33 @@ class Story:
     regime: timedelta
     accepted: timedelta
     polluted: Stretch
-    mistaken: timedelta
     overruled: timedelta
     rolled_back: timedelta
     end: timedelta
 
+    @property
+    def odd(self) -> list[Stretch]:
+        """All that people would call out of the ordinary."""
+        regime = Stretch("new regime", tuple(range(self.series)), self.regime, self.accepted)
+        return [*self.faults, self.polluted, regime]
 
-def story(series: int = 6) -> Story:
+
+def story(series: int = 10) -> Story:
     """The story that is told in docs/three-days.md."""
     everywhere = tuple(range(series))
     return Story(
         series=series,
-        steps=400,
+        steps=1_200,
         faults=(
-            Stretch("level shift", (2,), 6 * HOUR, 7 * HOUR),
-            Stretch("stuck", (4,), DAY + 2 * HOUR, DAY + 4 * HOUR),
-            Stretch("level shift", (1,), 2 * DAY + 12 * HOUR, 2 * DAY + 13 * HOUR),
+            Stretch("level shift", (2,), 3 * HOUR, 4 * HOUR),
+            Stretch("level shift", (4,), DAY + 9 * HOUR, DAY + 10 * HOUR),
+            Stretch("level shift", (1,), 2 * DAY + 22 * HOUR, 2 * DAY + 23 * HOUR),
         ),
-        regime=12 * HOUR,
-        accepted=14 * HOUR,
-        polluted=Stretch("polluted rows", everywhere, DAY + 5 * HOUR, DAY + 16 * HOUR),
-        mistaken=DAY + 15 * HOUR,
-        overruled=DAY + 20 * HOUR,
-        rolled_back=DAY + 22 * HOUR,
+        regime=6 * HOUR,
+        accepted=8 * HOUR,
+        polluted=Stretch("polluted rows", everywhere, 2 * DAY + 4 * HOUR, 2 * DAY + 14 * HOUR),
+        overruled=2 * DAY + 17 * HOUR,
+        rolled_back=2 * DAY + 19 * HOUR,
         end=3 * DAY,
     )
 
@@ -108,8 +132,8 @@ def values(told: Story) -> NDArray[np.float64]:
     noise = np.apply_along_axis(_smoothed, 0, random)
     day = np.sin(2 * np.pi * (at - number / 17)) + 0.35 * np.sin(2 * np.pi * (4 * at + number / 5))
     watched = minutes - int(HISTORY / MINUTE)
-    changed = watched >= told.regime / MINUTE
-    made = 40 + 4 * number + np.where(changed[:, None], 16 * day + 14, 10 * day) + noise
+    changed = (watched - told.regime / MINUTE).clip(0, 60)[:, None] / 60  # within an hour
+    made = 40 + 4 * number + (10 + 5 * changed) * day + 10 * changed + noise
     for each in (*told.faults, told.polluted):
         inside = (watched >= each.start / MINUTE) & (watched < each.end / MINUTE)
         for n in each.series:
@@ -126,9 +150,7 @@ def _smoothed(white: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _spoiled(what: str, good: NDArray[np.float64], n: int) -> NDArray[np.float64]:
     if what == "level shift":
-        return good + 15
-    if what == "stuck":
-        return np.full(len(good), good[0])
+        return good + 40
     random = np.random.default_rng(100 + n).normal(size=len(good))
     return good + random * np.linspace(0.5, 12, len(good))
 
@@ -141,6 +163,7 @@ class Run:
     folder: Path
     bus: str
     at: timedelta = timedelta()
+    champion: str | None = None
     sent: int = 0
     drift: list[tuple[float, float]] = field(default_factory=list)
     _opened: ExitStack = field(default_factory=ExitStack)
@@ -153,7 +176,7 @@ class Run:
             "topic": TOPIC,
             "events": {"features": {"load": {"path": "load"}}},
             "model": {"window": WINDOW},
-            "training": {"steps": self.told.steps, "drift_every": 0.1},
+            "training": {"steps": self.told.steps, "drift_every": 0.1, "replay": "1d"},
         }
         settings = {
             "bus": self.bus,
@@ -167,10 +190,6 @@ class Run:
     @contextmanager
     def working(self) -> Iterator[None]:
         """The worker and the retrainer at work."""
-        from offbeat import app
-        from offbeat.controls import Control
-        from pipeline.config import load
-
         with self._opened:
             self.config = load(self.config_file)
             self._opened.enter_context(app.open_state(self.config))
@@ -178,7 +197,7 @@ class Run:
             self.admin, self.reader = self.broker.admin(), self.broker.reader()
             self.producer = self.broker.producer()
             self.admin.create(app.input_topics(self.config, [STREAM], 1))
-            self.control = Control(self.config, self.broker, "ann (three days)")
+            self.control = Control(self.config, self.broker, ANN, now=lambda: START + self.at)
             self.produce(-HISTORY, timedelta())
             self.tell_time()
             self.worker = self._start("worker", "-m", "offbeat", "detect", STREAM, "--json")
@@ -200,8 +219,6 @@ class Run:
 
     def produce(self, since: timedelta, until: timedelta) -> None:
         """All rows of some time, in the order of time."""
-        from pipeline.records import Send
-
         minutes = np.arange(int((HISTORY + since) / MINUTE), int((HISTORY + until) / MINUTE))
         rows = self.values[minutes]
         sends = []
@@ -231,6 +248,9 @@ class Run:
         self.tell_time()
         now = (START + self.at).isoformat()
         self._await(lambda: self._retrainer_rests(now), "the retrainer works")
+        if (champion := self.control.view().champions.get(STREAM)) != self.champion:
+            self.champion = champion
+            time.sleep(WORKER_LOOKS_S)
 
     def _retrainer_rests(self, now: str) -> bool:
         told = lines(self.folder / "retrainer.log")
@@ -253,18 +273,13 @@ class Run:
             time.sleep(0.05)
 
     def until(self, at: timedelta) -> None:
-        """Let time pass, half an hour at once."""
+        """Let time pass, an hour at once."""
         while self.at < at:
-            self.produce(self.at, min(self.at + 30 * MINUTE, at))
+            self.produce(self.at, min(self.at + HOUR, at))
             self.settle()
 
-    def alerts(self) -> list[Any]:
+    def alerts(self) -> list[Alert]:
         """The last revision of each alert."""
-        from pipeline.alerts import Alert
-        from pipeline.notifications import published
-        from pipeline.reading import stretch
-        from pipeline.records import TopicPartition
-
         bounds = self.reader.bounds(self.config.alerts_topic)[0]
         last: dict[str, Alert] = {}
         at = TopicPartition(self.config.alerts_topic, 0)
@@ -278,11 +293,6 @@ class Run:
         for each in found:
             self.control.feedback(each, "accept", why)
         return len(found)
-
-    def decide(self, *arguments: str) -> None:
-        """A command of the program."""
-        command = [sys.executable, "-m", "offbeat", *arguments, "--config", str(self.config_file)]
-        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
 
 
 def lines(log: Path) -> list[dict[str, Any]]:
@@ -298,57 +308,107 @@ def live(run: Run) -> dict[str, Any]:
         run.settle()
         run.until(told.accepted)
         accepted = run.call_normal(told.regime, "more is made since noon")
-        run.until(told.mistaken)
-        mistaken = run.call_normal(told.polluted.start, "took it for the new machine")
         run.until(told.overruled)
-        refused = run.control.view().refusals.get(STREAM, [])
-        polluted = [each for each in refused if each.bundle and each.at >= START + told.mistaken]
-        if polluted:
-            run.decide(
-                "models", "promote", STREAM, str(polluted[-1].bundle), "--why", "it looked better to me"
-            )
+        refused = run.control.view().refusals[STREAM][-1]
+        run.control.promote(STREAM, refused.bundle or "", "it looked better to me")
+        run.settle()
         run.until(told.rolled_back)
-        if polluted:
-            run.decide("models", "rollback", STREAM, "--why", "it finds nothing")
+        run.control.promote(STREAM, before(run.control.view(), STREAM), f"{ROLLED_BACK}: it finds nothing")
+        run.settle()
         run.until(told.end)
         view, alerts = run.control.view(), run.alerts()
+        end = run.reader.bounds(TOPIC)[0].end_offset
         run.worker.terminate()
         run.worker.wait(30)
         last = [each for each in lines(run.folder / "worker.log") if each.get("event") == "status"][-1]
         changes = _changes(run)
-        decisions = [
-            {
-                "kind": each.kind,
-                "at": each.at.isoformat(),
-                "who": each.who,
-                "bundle": each.bundle,
-                "why": each.why,
-            }
-            for each in sorted(
-                [*view.promotions.get(STREAM, []), *view.refusals.get(STREAM, [])], key=lambda each: each.at
-            )
-        ]
-    return {
-        "records": run.sent, "bins": last["bins"], "decisions": decisions, "changes": changes,
-        "alerts": [_alert(each) for each in alerts], "drift": run.drift, "accepted": accepted,
-        "mistaken": mistaken, "seconds": round(time.monotonic() - began),
-    }  # fmt: skip
+    decisions = [*view.promotions[STREAM], *view.refusals.get(STREAM, [])]
+    times = np.arange(int(HISTORY / MINUTE), len(run.values), 5)
+    report = {
+        "seconds": round(time.monotonic() - began),
+        "hours": told.end / HOUR,
+        "records": run.sent,
+        "in_topic": end,
+        "bins": last["bins"],
+        "accepted": accepted,
+        "decisions": [_decision(each) for each in sorted(decisions, key=lambda each: each.at)],
+        "changes": changes,
+        "alerts": [_alert(each) for each in alerts],
+        "truth": [_true(each) for each in told.odd],
+        "drift": run.drift,
+        "values": {
+            "hours": ((times - HISTORY / MINUTE) / 60).round(3).tolist(),
+            "series": {str(n): run.values[times, n].round(1).tolist() for n in range(told.series)},
+        },
+    }
+    return report | {"after_changes": after_changes(report), "broken": broken(report, told)}
 
 
-def _alert(alert: Any) -> dict[str, Any]:  # noqa: ANN401
+def _decision(each: Champion | Refused) -> dict[str, Any]:
+    what = "refused" if isinstance(each, Refused) else "promoted"
+    if each.who == ANN:
+        what = "rolled back" if each.why.startswith(ROLLED_BACK) else "by hand"
+    hour = (each.at - START) / HOUR
+    return {"what": what, "hour": hour, "who": each.who, "bundle": each.bundle, "why": each.why}
+
+
+def _true(each: Stretch) -> dict[str, Any]:
+    return {"what": each.what, "series": each.series, "start": each.start / HOUR, "end": each.end / HOUR}
+
+
+def after_changes(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The alerts that began within a window after the worker changed model, and not in anything injected."""
+    found = []
+    for alert in report["alerts"]:
+        near = any(0 <= alert["start"] - each["hour"] < WINDOW / 60 for each in report["changes"])
+        reason = any(
+            alert["series"] in [f"unit-{n}" for n in each["series"]]
+            and each["start"] <= alert["start"] <= each["end"] + WINDOW / 60
+            for each in report["truth"]
+        )
+        if near and not reason:
+            found.append(alert)
+    return found
+
+
+def broken(report: dict[str, Any], told: Story) -> list[str]:
+    """What did not come out as it has to, in sentences."""
+    what = [each["what"] for each in report["decisions"]]
+    learned = (told.accepted / HOUR, told.polluted.start / HOUR)
+    kept = [each for each in report["decisions"] if each["what"] == "promoted"]
+    polluted = [
+        each["what"]
+        for each in report["decisions"]
+        if told.polluted.start / HOUR < each["hour"] < told.overruled / HOUR
+    ]
+    must = {
+        "records in the topic, sent and in the bins are not equally many": (
+            report["records"] == report["in_topic"] == sum(report["bins"].values())
+        ),
+        "no model after the change of regime was promoted": any(
+            learned[0] <= each["hour"] < learned[1] for each in kept
+        ),
+        "no challenger of polluted rows was made, or one was promoted": set(polluted) == {"refused"},
+        "nothing was put to use by hand and rolled back": what.count("by hand")
+        == what.count("rolled back")
+        == 1,
+        "an alert followed a change of the model": not after_changes(report),
+    }
+    return [sentence for sentence, holds in must.items() if not holds]
+
+
+def _alert(alert: Alert) -> dict[str, Any]:
     return {
         "series": alert.series,
         "kind": alert.kind,
         "start": (alert.started_at - START) / HOUR,
         "end": (alert.at - START) / HOUR if alert.state == "resolved" else None,
-        "peak": alert.peak_score,
+        "severity": alert.severity,
     }
 
 
 def _changes(run: Run) -> list[dict[str, Any]]:
-    """When the worker changed model: the journal's entries, by the event time of the record they stand before."""
-    from pipeline.journal import InForce, JournalLog
-
+    """When the worker changed model, as the journal has it: the event time of the next record."""
     log = JournalLog(run.reader, run.config.journal_topic(STREAM))
     found, before = [], None
     for entry in log.entries(0)[0]:
@@ -361,20 +421,13 @@ def _changes(run: Run) -> list[dict[str, Any]]:
 
 def retrain(folder: Path) -> None:
     """The child process: the program's retrainer, with the newest record's time for a wall clock."""
-    import dataclasses
-
-    from consumers import retrainer
-    from offbeat import app
-    from offbeat.cli.stopping import stopping
-    from pipeline.config import load
-
     clock_file = folder / "clock"
 
     def now() -> datetime:
         return datetime.fromisoformat(clock_file.read_text())
 
     def say(value: dict[str, Any]) -> None:
-        print(json.dumps({"now": now().isoformat(), **value}, default=str), flush=True)  # noqa: T201
+        print(json.dumps({"now": now().isoformat(), **value}, default=str), flush=True)
 
     with (
         stopping() as stop,
@@ -392,24 +445,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--retrainer", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "three-days.json")
-    parser.add_argument("--page", type=Path)
-    parser.add_argument("--bus", help="another bus than a Kafka of its own")
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument(
+        "--bus", help="the URL of a bus of its own, in place of a Kafka that is started for it"
+    )
+    parser.add_argument("--page", type=Path, help="write the picture and the table of decisions there, too")
     asked = parser.parse_args()
     if asked.retrainer:
         retrain(asked.retrainer)
         return
-    from servers import kafka_broker
-
-    with ExitStack() as opened:
-        folder = asked.folder or Path(opened.enter_context(TemporaryDirectory()))
-        folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as folder, ExitStack() as opened:
         bus = asked.bus
         if bus is None:
-            bus = f"kafka://{opened.enter_context(kafka_broker(folder / 'kafka'))}"
-        report = live(Run(story(), folder, bus))
+            bootstrap = opened.enter_context(kafka_broker(Path(folder) / "kafka"))
+            if bootstrap is None:
+                sys.exit(NO_KAFKA)
+            bus = f"kafka://{bootstrap}"
+        report = live(Run(story(), Path(folder), bus))
     asked.output.parent.mkdir(exist_ok=True)
     asked.output.write_text(json.dumps(report, indent=1))
+    if asked.page:
+        asked.page.with_suffix(".svg").write_text(draw(report, SHOWN))
+        write_page(asked.page, "three-days", table(report))
+    if report["broken"]:
+        sys.exit("; ".join(report["broken"]))
+
+
+def table(report: dict[str, Any]) -> str:
+    """What was decided and what was counted, for the page."""
+    rows = ["| Hour | What | Why, as the audit log has it |", "|---|---|---|"]
+    rows += [f"| {each['hour']:.0f} | {each['what']} | {each['why']} |" for each in report["decisions"]]
+    counted = (
+        f"{report['records']:,} records were sent, {report['in_topic']:,} stand in the topic, and the "
+        f"worker's bins hold {sum(report['bins'].values()):,}. {len(report['alerts'])} alerts were told. "
+        f"The model changed {len(report['changes'])} times; {len(report['after_changes'])} alerts began "
+        f"within a window ({WINDOW} rows) after a change where nothing was injected."
+    )
+    return "\n".join([*rows, "", fill(counted, 120)])
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ class Attempt:
         parts, view = self._parts, self._log.view
         pace = Pace(parts, settings.training.read_rate, self._go_on)
         detector = Detector(parts.config.namespace, parts.stream, settings)
-        past = Past(parts.config, detector, view, parts.reader, parts.registry, pace, self._step)
+        past = Past(parts.config, detector, view, parts.reader, parts.registry, parts.wait, pace, self._step)
         try:
             found = challenge(past, parts.now())
         except (BusError, StoreDown):

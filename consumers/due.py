@@ -10,7 +10,7 @@ from pipeline.figures import lasting
 
 NEVER: Final = float("inf")
 _DAY_S: Final = 86_400.0
-_DRIFT_SHARE: Final = 1 / 8
+_DRIFT_SHARE: Final = 1 / 4
 """Of ``training.every``, or of a day where that is 0, what passes at least before a drift asks again."""
 _LEAST_GROWTH: Final = 1.05
 """A topic is not read again for fewer records more, however little was missing the last time."""

@@ -40,7 +40,7 @@ class Status:
 
     Attributes:
         doing: ``starting``, ``waiting``, ``waiting for rows``, ``standing by``, ``reading``, ``training``,
-            ``judging``, ``waiting for a server``, ``stopped at damage`` or ``stopped``.
+            ``shadowing``, ``judging``, ``waiting for a server``, ``stopped at damage`` or ``stopped``.
         message: the same with figures.
         fraction: of what it is doing, 0 to 1; None where it is not known.
         bundle_id: the champion.

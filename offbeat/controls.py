@@ -18,6 +18,7 @@ from pipeline.control import (
     ControlView,
     Expired,
     Feedback,
+    Pinned,
     Policy,
     Record,
     Silenced,
@@ -46,6 +47,11 @@ def who(command: str) -> str:
     return f"{user}@{socket.gethostname()} ({command})"
 
 
+def utc_now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
+
+
 def standing(config: Config, broker: Broker) -> ControlView:
     """What stands now, for whoever only reads; nothing where there is no control topic yet.
 
@@ -64,16 +70,22 @@ class Control:
     Args:
         who: decides, see :func:`who`.
         notice: told of records that change nothing.
+        now: the wall clock, in UTC.
 
     Raises:
         BusDown: the bus cannot be reached.
     """
 
     def __init__(
-        self, config: Config, broker: Broker, who: str, notice: Callable[[str], None] = lambda _: None
+        self,
+        config: Config,
+        broker: Broker,
+        who: str,
+        notice: Callable[[str], None] = lambda _: None,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         broker.admin().create([TopicSpec(config.control_topic, 1, broker_time=True)])
-        self._config, self._who = config, who
+        self._config, self._who, self._now = config, who, now
         self._producer = broker.producer()
         self._log = ControlLog(broker.reader(), config.control_topic, notice)
 
@@ -97,6 +109,10 @@ class Control:
                 "moment; look at it and try again"
             )
         return before
+
+    def pin(self, stream: str, bundle_id: str | None, why: str) -> None:
+        """Hold challengers against a bundle from now on, or against none."""
+        self._publish(Pinned(**self._said(stream, why), bundle=bundle_id))
 
     def apply(self, stream: str, why: str) -> str:
         """Make the configuration's section the policy of a stream; returns its hash.
@@ -157,7 +173,7 @@ class Control:
 
     def _said(self, stream: str, why: str) -> dict[str, Any]:
         """What every record says: about which stream, when, who and why."""
-        return {"stream": stream, "at": datetime.now(UTC), "who": self._who, "why": why}
+        return {"stream": stream, "at": self._now(), "who": self._who, "why": why}
 
     def _publish(self, record: Record) -> None:
         self._producer.send([send(record, self._config.control_topic)])

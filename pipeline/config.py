@@ -353,6 +353,12 @@ class Training(Section):
     drift_every: Duration = Field(
         900.0, description="a retrainer looks so often whether the newest rows have drifted; 0: never"
     )
+    replay: Duration = Field(
+        7 * 86_400.0, gt=0, description="how far back from the newest record the gate replays"
+    )
+    shadow: Duration = Field(
+        0.0, description="so long in event time a new model judges the live stream in silence before the gate"
+    )
     read_rate: int = Field(
         50_000, ge=1, le=100_000_000, description="records a second that a retrainer reads at most"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from offbeat.bundles import Difference, Listed
     from offbeat.controls import Control
     from pipeline.config import Config
+    from pipeline.control import Champion, Refused
     from pipeline.ports import Broker
 
 group = typer.Typer(no_args_is_help=True, help="Trained bundles: list, compare, promote, move, remove, use.")
@@ -85,7 +86,7 @@ def list_(*, stream: StreamArgument = None, config: ConfigFile = DEFAULT_CONFIG,
         )
         return
     print_columns(
-        ["bundle", "made at", "kind", " models", "layers", "learned from", "in use"], list(map(_row, found))
+        ["bundle", "made at", "kind", " models", "layers", "learned from", "role"], list(map(_row, found))
     )
 
 
@@ -137,24 +138,29 @@ def show(
     json: Json = False,
 ) -> None:
     """Show all of one bundle after checking it as a worker would: hashes, shapes, numbers, canary."""
-    from offbeat.bundles import Listed
+    from offbeat.bundles import Listed, roles
 
     with opened(config, stream, "show") as at:
         view = at.control.view()
         bundle_id = chosen_bundle(at, bundle)
         loaded = at.registry.load(at.stream, bundle_id)
-        champions = view.succession(at.stream)
-        said = [each for each in view.promotions.get(at.stream, []) if each.bundle == bundle_id]
-    role = "champion" if champions[-1:] == [bundle_id] else ""
+        role = roles(view, at.stream).get(bundle_id, "")
+        said: dict[str, Sequence[Champion | Refused]] = {
+            "promoted": [each for each in view.promotions.get(at.stream, []) if each.bundle == bundle_id],
+            "refused": [each for each in view.refusals.get(at.stream, []) if each.bundle == bundle_id],
+        }
     if json:
         listed = _as_json(Listed(bundle_id, role, loaded.manifest, ""))
-        promoted = [{"at": each.at, "who": each.who, "why": each.why} for each in said]
-        print_json(listed | {"promoted": promoted, "reports": sorted(loaded.reports)})
+        decided = {
+            what: [{"at": each.at, "who": each.who, "why": each.why} for each in some]
+            for what, some in said.items()
+        }
+        print_json(listed | decided | {"reports": sorted(loaded.reports)})
         return
     spec, manifest = loaded.manifest.spec, loaded.manifest
     fallback = loaded.calibration[-1]
     told = {
-        "bundle": bundle_id + (" (in use)" if role else ""),
+        "bundle": bundle_id + (f" ({role})" if role else ""),
         "stream": at.stream,
         "made at": f"{manifest.created_at} with "
         + ", ".join(f"{k} {v}" for k, v in manifest.versions.items()),
@@ -170,8 +176,9 @@ def show(
     }
     for name, text in told.items():
         typer.echo(f"{name:<13} {text}")
-    for each in said:
-        typer.echo(f"{'promoted':<13} {each.at:%Y-%m-%d %H:%M UTC} by {each.who}: {each.why}")
+    for what, some in said.items():
+        for each in some:
+            typer.echo(f"{what:<13} {each.at:%Y-%m-%d %H:%M UTC} by {each.who}: {each.why}")
 
 
 def chosen_bundle(at: Opened, bundle: str | None) -> str:
@@ -267,6 +274,30 @@ def rollback(*, stream: StreamName, why: Why, config: ConfigFile = DEFAULT_CONFI
         _put_to_use(at, before(at.control.view(), at.stream), f"rolled back: {why}")
 
 
+@group.command(epilog="Example: `offbeat models pin pumps 3f9a --why 'the week after the overhaul'`")
+def pin(*, stream: StreamName, bundle: BundleId, why: Why, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Hold every new model against this bundle, too.
+
+    A series that is pushed a little at each retrain never differs much from the model before.
+    The gate refuses a model whose rows have moved too far from what the pinned bundle learned.
+    """
+    with opened(config, stream, "pin") as at:
+        bundle_id = chosen_bundle(at, bundle)
+        at.registry.load(at.stream, bundle_id)
+        at.control.pin(at.stream, bundle_id, why)
+    typer.echo(
+        f"new models of stream {at.stream!r} are held against bundle {bundle_id[:_DIGITS]} from now on"
+    )
+
+
+@group.command(epilog="Example: `offbeat models unpin pumps --why 'new pumps'`")
+def unpin(*, stream: StreamName, why: Why, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Hold new models against no pinned bundle any more."""
+    with opened(config, stream, "unpin") as at:
+        at.control.pin(at.stream, None, why)
+    typer.echo(f"new models of stream {at.stream!r} are held against no pinned bundle any more")
+
+
 @group.command(epilog="Example: `offbeat models export pumps 3f9a pumps.tar`")
 def export(
     *,
@@ -325,6 +356,7 @@ def gc(
         view = at.control.view()
         every = bundles.listed(at.registry, view, at.stream)
         needed = set(view.succession(at.stream)) | bundles.replayed(at.config, at.broker, at.stream)
+        needed |= {view.pinned.get(at.stream) or ""}
         going = bundles.superfluous(every, needed, keep)
         for each in going:
             if yes:

@@ -20,7 +20,7 @@ from consumers.retrainer import Retrainer, Status, StatusCollector
 from models import Registry
 from pipeline.bus.sqlite import SqliteBroker
 from pipeline.config import Config
-from pipeline.control import Begun, Champion, ControlView, Record, send
+from pipeline.control import Begun, Champion, ControlView, Pinned, Record, Refused, send
 from pipeline.drift import DRIFTED
 from pipeline.errors import BusDown, OffbeatError, StoreDown, TooFewRows
 from pipeline.ports import Lease, Leases, Producer, Reader
@@ -84,20 +84,34 @@ class Site:
 
     def produce(self, rows: int, change: Callable[[np.ndarray], np.ndarray] = lambda values: values) -> None:
         """Rows of four series, a minute apart."""
+        at = np.arange(self.rows, self.rows + rows)
+        columns = []
         for n in range(4):
-            at = np.arange(self.rows, self.rows + rows)
             noise = np.random.default_rng([n, self.rows]).normal(0, 0.1, rows)
-            values = change(np.sin(at / 9 + n) + noise)
+            columns.append(change(np.sin(at / 9 + n) + noise).tolist())
+        for minute, row in zip(at.tolist(), zip(*columns, strict=True), strict=True):
+            at_s = START.timestamp() + 60 * minute
             self._producer.send(
                 Send(
                     TOPIC,
                     f"p{n}".encode(),
-                    json.dumps({"series": f"p{n}", "time": START.timestamp() + 60 * t, "x": x}).encode(),
+                    json.dumps({"series": f"p{n}", "time": at_s, "x": x}).encode(),
+                    timestamp_ms=round(1_000 * at_s),
                 )
-                for t, x in zip(at.tolist(), values.tolist(), strict=True)
+                for n, x in enumerate(row)
             )
         self._producer.flush()
         self.rows += rows
+
+    def decision(self) -> Champion | Refused:
+        """The last one."""
+        view = self.view
+        both = [*view.promotions.get(STREAM, []), *view.refusals.get(STREAM, [])]
+        return max(both, key=lambda each: each.at)
+
+    def decided(self) -> str:
+        """The bundle of the last decision."""
+        return self.decision().bundle or ""
 
     def begun(self) -> list[Begun]:
         """Trainings that began, as the control topic has them."""
@@ -416,7 +430,7 @@ class TestDrift:
         return site
 
     def test_a_stream_whose_regime_changes_trains_before_it_is_due(self, site: Site) -> None:
-        site.later = timedelta(hours=3)
+        site.later = timedelta(hours=6)
         running = site.retrainer().turn()
         before = running.status.drift
         assert before is not None
@@ -438,13 +452,13 @@ class TestDrift:
     def test_it_leaves_time_after_a_decision(self, site: Site) -> None:
         site.produce(400, lambda values: 4 * values + 8)
 
-        site.later = timedelta(hours=2, minutes=59)
+        site.later = timedelta(hours=5, minutes=59)
         running = site.retrainer().turn()
         assert running.status.drift is not None
         assert running.status.drift >= DRIFTED
         assert len(site.begun()) == 1
 
-        site.later = timedelta(hours=3)
+        site.later = timedelta(hours=6)
         running.turn()
         assert len(site.begun()) == 2
 
@@ -478,6 +492,49 @@ class TestTheGate:
         assert site.champion == first
         assert "was not promoted: " in running.notices[-1]
         assert site.view.refusals[STREAM][0].why in running.notices[-1]
+
+    @pytest.mark.parametrize("pinned", [True, False])
+    def test_rows_that_left_a_pinned_reference_make_no_champion(
+        self, new_site: Callable[..., Site], *, pinned: bool
+    ) -> None:
+        site = new_site(replay="4h")
+        site.produce(400)
+        site.retrainer().turn()
+        said = {"stream": STREAM, "at": site.now(), "who": "ann", "why": "a good week"}
+        first = site.champion
+        site.publish(Pinned(**said, bundle=first))
+        if not pinned:
+            site.publish(Pinned(**said, bundle=None))
+        site.produce(400, lambda values: values + 2)
+        site.later = timedelta(days=1)
+
+        site.retrainer().turn()
+
+        assert site.decided() != first
+        told = "of 4 series have drifted from the pinned reference" in site.decision().why
+        assert told == pinned
+        assert not (pinned and isinstance(site.decision(), Champion))
+
+    def test_a_damaged_reference_is_said_and_stands_in_nobodys_way(self, site: Site) -> None:
+        site.produce(200)
+        site.retrainer().turn()
+        said = {"stream": STREAM, "at": site.now(), "who": "ann", "why": "a good week"}
+        site.publish(Pinned(**said, bundle="0" * 64))
+
+        outcome = site.retrainer().retrainer.once("to see")
+
+        assert outcome.why.startswith("the pinned reference cannot be compared with (")
+
+    def test_it_replays_the_last_days_alone(self, new_site: Callable[..., Site]) -> None:
+        site = new_site(replay="2h")
+        site.produce(400)
+        site.retrainer().turn()
+
+        report = json.loads(site.registry.file(STREAM, site.decided(), "report.json"))
+
+        assert report["gate"]["extent"]["records"] == 4 * 121
+        assert site.registry.load(STREAM, site.decided()).manifest.models == 5
+        assert report["counts"]["rows"] == 1_600
 
     def test_who_forces_it_is_on_record_with_the_reason_and_the_ruling(self, site: Site) -> None:
         site.produce(200)
@@ -513,6 +570,54 @@ class TestTheGate:
             site.retrainer().retrainer.once("somebody asked")
 
         assert site.champion is None
+
+
+class TestShadow:
+    """Champion and challenger judge the live stream for a while, and nobody is told."""
+
+    @pytest.fixture
+    def site(self, new_site: Callable[..., Site]) -> Site:
+        site = new_site(shadow="30m", steps=300)
+        site.produce(400)
+        site.retrainer().turn()
+        assert site.champion
+        site.later = timedelta(days=1)
+        return site
+
+    def test_both_judge_what_comes_after_training_until_event_time_is_so_much_further(
+        self, site: Site
+    ) -> None:
+        def live(status: Status) -> None:
+            if status.doing == "shadowing":
+                site.produce(20, lambda values: np.where(np.arange(20) == 15, 50.0, values))
+
+        before = site.rows
+        running = site.retrainer(on_status=live).turn()
+
+        report = json.loads(site.registry.file(STREAM, site.decided(), "report.json"))
+        told = report["shadow"]
+        assert (told["last_ns"] - told["first_ns"]) / 60e9 == pytest.approx(40, abs=10)
+        assert told["first_ns"] / 1e9 == START.timestamp() + 60 * (before + 7)  # a window of eight rows
+        for each in told["contenders"].values():
+            assert each["rows"] == 4 * (site.rows - before - 20 - 7)
+            assert each["alerts"] > 0
+            assert set(each["errors"]) == {"p0", "p1", "p2", "p3"}
+            for median, high, highest in each["errors"].values():
+                assert 0.01 < median < high <= highest
+        assert "shadowing" in running.did()
+        assert site.decision().why.startswith("alerts in ")
+        # The gate has seen these rows as well.
+        assert report["gate"]["extent"]["last_ns"] / 1e9 == START.timestamp() + 60 * (site.rows - 1)
+        assert site.config.alerts_topic not in site.broker.admin().describe().topics
+
+    def test_it_waits_for_a_stream_that_stands_still_until_it_is_asked_to_stop(self, site: Site) -> None:
+        running = site.retrainer(should_stop=lambda: len(site.clock.waited) > 5).turn()
+
+        assert running.did()[-1] == "shadowing"
+        assert site.view.refusals == {}
+
+    def test_a_first_model_has_no_shadow(self, site: Site) -> None:
+        assert "shadow" not in json.loads(site.registry.file(STREAM, site.champion or "", "report.json"))
 
 
 class TestOneAtATime:

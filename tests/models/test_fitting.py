@@ -14,6 +14,7 @@ import torch
 from models import Autoencoder, ModelSpec, Progress, SeriesRows, blocks, fitting, gradients, train
 from models.fitting import CPU, Check, Lesson, _Windows, device_for, fit
 from models.gradients import mean_huber, tangent
+from models.losses import Curves
 from models.samples import split
 from pipeline.errors import ConfigError
 
@@ -228,6 +229,17 @@ class TestThreads:
         assert fractions[-1] == 1
         assert {each.first for each in seen} == {0, 2, 4, 6}
         assert seen[-1].networks == 8
+
+    def test_losses_stand_in_the_order_of_networks_whichever_block_is_checked_first(self) -> None:
+        curves = Curves()
+        for first in (2, 0, 2):
+            loss = np.array([first, first + 1], np.float32)
+            curves.add(Progress(0.5, 0, 4, first, Check(0.5, 0, loss, loss, loss.astype(float))))
+
+        found = curves.losses().held_out
+
+        assert found[0].tolist() == [0, 1, 2, 3]
+        assert np.isnan(found[1]).tolist() == [True, True, False, False]
 
     def test_what_is_raised_while_they_work_ends_them_all(self) -> None:
         def stop(_: Progress) -> None:

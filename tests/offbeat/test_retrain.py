@@ -53,6 +53,7 @@ def test_an_installation_that_is_only_run_trains_itself_and_goes_live(
     last = whole.said(worker="sensors/0", doing="stopped")[-1]
     assert last["bundle_id"] == made.bundle
     assert sum(last["bins"].values()) == read
+    assert installation.json("alerts", "list") == []
     assert whole.said(worker="sensors/retrain", doing="stopped")[-1]["promoted"] == 1
 
 
@@ -75,6 +76,9 @@ class TestOnce:
         assert (refused["event"], refused["promoted"], refused["predecessor"]) == ("outcome", False, first)
         assert refused["gate"]["sentence"] == refused["why"]
         assert view(installation).champions["sensors"] == first
+
+        shown = installation.ok("models", "show", "sensors", refused["bundle_id"])
+        assert f"by {view(installation).refusals['sensors'][0].who}: {refused['why']}" in shown
 
         forced = installation.ok("retrain", "--once", "--force", "--why", "hotter pumps")
         assert "forced (hotter pumps), whatever the gate says: the champion stays" in forced

@@ -91,20 +91,23 @@ def challenge(past: Past, created_at: datetime) -> Challenge:
     stream, name = detector.stream, detector.name
     source = _source(past, stream.training.history)
     decisions = view.decisions(name, view.decided(name))
+    left_out = LeftOut.of(past.config, name, past.reader, view)
     taught = learning.learn(
         detector,
         model_spec(stream),
         source,
         Part(stream.training.rows),
         past.on_step,
-        left_out=LeftOut.of(past.config, name, past.reader, view),
+        left_out=left_out,
         created_at=created_at.isoformat(timespec="milliseconds"),
     )
     champion, remark = champion_of(past.registry, name, stream, view)
+    pinned, doubt = _pinned(past)
+    remark = "; ".join(filter(None, (remark, doubt)))
     shadowed = None
     if champion is not None and stream.training.shadow:
         shadowed = _shadow(past, StackScorer(taught.bundle), champion)
-        remark = _shadow_told(shadowed)
+        remark = "; ".join(filter(None, (remark, _shadow_told(shadowed))))
     replay = _source(past, stream.training.replay)  # with what came since training
     judged = 0
 
@@ -113,9 +116,11 @@ def challenge(past: Past, created_at: datetime) -> Challenge:
         judged += records
         past.on_step(Step("judging", None, f"{judged:,} records gone through"))
 
-    trial = Trial(detector, replay.batches, decisions=decisions, on_records=on_records)
+    trial = Trial(
+        detector, replay.batches, decisions=decisions, known=left_out.episodes, on_records=on_records
+    )
     others = baselines(taught.history.series, taught.bundle.manifest.spec) if champion is None else {}
-    ruling = gate(trial, StackScorer(taught.bundle), champion=champion, baselines=others)
+    ruling = gate(trial, StackScorer(taught.bundle), champion=champion, baselines=others, reference=pinned)
     more = {"gate": ruling.as_json()} | ({} if shadowed is None else {"shadow": shadowed})
     return Challenge(_reporting(taught.bundle, more), ruling, view.champions.get(name), remark)
 
@@ -139,15 +144,28 @@ def champion_of(
     Raises:
         StoreDown: the registry cannot be reached.
     """
-    bundle_id = view.champions.get(name)
+    bundle, remark = _usable(registry, name, stream, view.champions.get(name), "champion")
+    return None if bundle is None else StackScorer(bundle), remark
+
+
+def _pinned(past: Past) -> tuple[Bundle | None, str]:
+    """The pinned reference of a stream; None where there is none, or with why it cannot be used."""
+    name = past.detector.name
+    bundle_id = past.view.pinned.get(name)
+    return _usable(past.registry, name, past.detector.stream, bundle_id, "pinned reference")
+
+
+def _usable(
+    registry: Registry, name: str, stream: Stream, bundle_id: str | None, role: str
+) -> tuple[Bundle | None, str]:
     if bundle_id is None:
         return None, ""
     try:
         bundle = registry.load(name, bundle_id)
         check_fits(bundle.manifest.spec, bundle_id, name, stream)
     except (NotFound, BundleError) as error:
-        return None, f"the champion cannot be compared with ({error})"
-    return StackScorer(bundle), ""
+        return None, f"the {role} cannot be compared with ({error})"
+    return bundle, ""
 
 
 def _source(past: Past, length_s: float) -> Source:

@@ -34,7 +34,7 @@ class Listed:
 
     Attributes:
         bundle: its id.
-        role: ``champion``; ``before`` for the one that a rollback would bring back; else empty.
+        role: what it is to the stream, see :func:`roles`; else empty.
         manifest: None where it is damaged.
         damage: what is wrong with it, else empty.
     """
@@ -47,14 +47,24 @@ class Listed:
 
 def listed(registry: Registry, view: ControlView, stream: str) -> list[Listed]:
     """The bundles of a stream, the oldest first."""
-    champions = view.succession(stream)
-    roles = dict(zip(champions[-2:-1], ("before",), strict=False)) | dict.fromkeys(champions[-1:], "champion")
-    found = []
+    role, found = roles(view, stream), []
     for bundle, what in registry.manifests(stream).items():
         damaged = isinstance(what, BundleError)
         manifest = None if isinstance(what, BundleError) else what
-        found.append(Listed(bundle, roles.get(bundle, ""), manifest, str(what) if damaged else ""))
+        found.append(Listed(bundle, role.get(bundle, ""), manifest, str(what) if damaged else ""))
     return found
+
+
+def roles(view: ControlView, stream: str) -> dict[str, str]:
+    """``champion``; ``before``, which a rollback brings back; ``pinned``, the reference of challengers."""
+    champions, pinned = view.succession(stream), view.pinned.get(stream)
+    named = [*zip(champions[-1:-3:-1], ("champion", "before"), strict=False)]
+    if pinned is not None:
+        named.append((pinned, "pinned"))
+    return {
+        bundle: ", ".join(role for other, role in named if other == bundle)
+        for bundle in dict.fromkeys(bundle for bundle, _ in named)
+    }
 
 
 def before(view: ControlView, stream: str) -> str:

@@ -18,6 +18,7 @@ from pipeline.control import (
     ControlView,
     Expired,
     Feedback,
+    Pinned,
     Policy,
     Record,
     Silenced,
@@ -108,6 +109,10 @@ class Control:
                 "moment; look at it and try again"
             )
         return before
+
+    def pin(self, stream: str, bundle_id: str | None, why: str) -> None:
+        """Hold challengers against a bundle from now on, or against none."""
+        self._publish(Pinned(**self._said(stream, why), bundle=bundle_id))
 
     def apply(self, stream: str, why: str) -> str:
         """Make the configuration's section the policy of a stream; returns its hash.

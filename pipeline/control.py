@@ -65,6 +65,16 @@ class Refused(_Control):
     fence: Fence
 
 
+class Pinned(_Control):
+    """From now on challengers are held against this bundle, too, so that none drifts away step by step.
+
+    ``bundle`` is None to hold them against none.
+    """
+
+    kind: Literal["pinned"] = "pinned"
+    bundle: Annotated[str, Field(min_length=1, max_length=128)] | None
+
+
 class Policy(_Control):
     """From now on these are the stream's settings; void unless ``predecessor`` is the policy in force then.
 
@@ -116,7 +126,7 @@ class Feedback(_Control):
     verdict: Verdict
 
 
-Record = Champion | Begun | Refused | Policy | Silenced | Expired | Feedback
+Record = Champion | Begun | Refused | Pinned | Policy | Silenced | Expired | Feedback
 ControlRecord = Annotated[Record, Field(discriminator="kind")]
 _RECORD: TypeAdapter[Record] = TypeAdapter(ControlRecord)
 
@@ -198,6 +208,7 @@ class ControlView:
         champions: bundle id by stream.
         fences: the highest fence that a program began under, by stream.
         promotions: every champion there ever was by stream, in order.
+        pinned: the reference that challengers are held against by stream; None where one was unpinned.
         refusals: every challenger that did not become one by stream, in order.
         policies: policy hash by stream.
         settings: every policy there ever was, by hash.
@@ -209,6 +220,7 @@ class ControlView:
     champions: dict[str, str] = field(default_factory=dict)
     fences: dict[str, int] = field(default_factory=dict)
     promotions: dict[str, list[Champion]] = field(default_factory=dict)
+    pinned: dict[str, str | None] = field(default_factory=dict)
     refusals: dict[str, list[Refused]] = field(default_factory=dict)
     policies: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Stream] = field(default_factory=dict)
@@ -255,6 +267,9 @@ class ControlView:
         except ValidationError as error:
             first = error.errors()[0]
             return f"no control record that this version knows ({first['loc']}: {first['msg']}); left out"
+        if isinstance(record, Pinned):
+            self.pinned[record.stream] = record.bundle
+            return None
         if isinstance(record, Champion | Begun | Refused):
             return self._take_fence(record) or self._take_training(record)
         return self._take_decision(offset, record)

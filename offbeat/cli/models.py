@@ -86,7 +86,7 @@ def list_(*, stream: StreamArgument = None, config: ConfigFile = DEFAULT_CONFIG,
         )
         return
     print_columns(
-        ["bundle", "made at", "kind", " models", "layers", "learned from", "in use"], list(map(_row, found))
+        ["bundle", "made at", "kind", " models", "layers", "learned from", "role"], list(map(_row, found))
     )
 
 
@@ -138,18 +138,17 @@ def show(
     json: Json = False,
 ) -> None:
     """Show all of one bundle after checking it as a worker would: hashes, shapes, numbers, canary."""
-    from offbeat.bundles import Listed
+    from offbeat.bundles import Listed, roles
 
     with opened(config, stream, "show") as at:
         view = at.control.view()
         bundle_id = chosen_bundle(at, bundle)
         loaded = at.registry.load(at.stream, bundle_id)
-        champions = view.succession(at.stream)
+        role = roles(view, at.stream).get(bundle_id, "")
         said: dict[str, Sequence[Champion | Refused]] = {
             "promoted": [each for each in view.promotions.get(at.stream, []) if each.bundle == bundle_id],
             "refused": [each for each in view.refusals.get(at.stream, []) if each.bundle == bundle_id],
         }
-    role = "champion" if champions[-1:] == [bundle_id] else ""
     if json:
         listed = _as_json(Listed(bundle_id, role, loaded.manifest, ""))
         decided = {
@@ -161,7 +160,7 @@ def show(
     spec, manifest = loaded.manifest.spec, loaded.manifest
     fallback = loaded.calibration[-1]
     told = {
-        "bundle": bundle_id + (" (in use)" if role else ""),
+        "bundle": bundle_id + (f" ({role})" if role else ""),
         "stream": at.stream,
         "made at": f"{manifest.created_at} with "
         + ", ".join(f"{k} {v}" for k, v in manifest.versions.items()),
@@ -275,6 +274,30 @@ def rollback(*, stream: StreamName, why: Why, config: ConfigFile = DEFAULT_CONFI
         _put_to_use(at, before(at.control.view(), at.stream), f"rolled back: {why}")
 
 
+@group.command(epilog="Example: `offbeat models pin pumps 3f9a --why 'the week after the overhaul'`")
+def pin(*, stream: StreamName, bundle: BundleId, why: Why, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Hold every new model against this bundle, too.
+
+    A series that is pushed a little at each retrain never differs much from the model before.
+    The gate refuses a model whose rows have moved too far from what the pinned bundle learned.
+    """
+    with opened(config, stream, "pin") as at:
+        bundle_id = chosen_bundle(at, bundle)
+        at.registry.load(at.stream, bundle_id)
+        at.control.pin(at.stream, bundle_id, why)
+    typer.echo(
+        f"new models of stream {at.stream!r} are held against bundle {bundle_id[:_DIGITS]} from now on"
+    )
+
+
+@group.command(epilog="Example: `offbeat models unpin pumps --why 'new pumps'`")
+def unpin(*, stream: StreamName, why: Why, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Hold new models against no pinned bundle any more."""
+    with opened(config, stream, "unpin") as at:
+        at.control.pin(at.stream, None, why)
+    typer.echo(f"new models of stream {at.stream!r} are held against no pinned bundle any more")
+
+
 @group.command(epilog="Example: `offbeat models export pumps 3f9a pumps.tar`")
 def export(
     *,
@@ -333,6 +356,7 @@ def gc(
         view = at.control.view()
         every = bundles.listed(at.registry, view, at.stream)
         needed = set(view.succession(at.stream)) | bundles.replayed(at.config, at.broker, at.stream)
+        needed |= {view.pinned.get(at.stream) or ""}
         going = bundles.superfluous(every, needed, keep)
         for each in going:
             if yes:

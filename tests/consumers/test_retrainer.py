@@ -20,7 +20,7 @@ from consumers.retrainer import Retrainer, Status, StatusCollector
 from models import Registry
 from pipeline.bus.sqlite import SqliteBroker
 from pipeline.config import Config
-from pipeline.control import Begun, Champion, ControlView, Record, Refused, send
+from pipeline.control import Begun, Champion, ControlView, Pinned, Record, Refused, send
 from pipeline.drift import DRIFTED
 from pipeline.errors import BusDown, OffbeatError, StoreDown, TooFewRows
 from pipeline.ports import Lease, Leases, Producer, Reader
@@ -492,6 +492,38 @@ class TestTheGate:
         assert site.champion == first
         assert "was not promoted: " in running.notices[-1]
         assert site.view.refusals[STREAM][0].why in running.notices[-1]
+
+    @pytest.mark.parametrize("pinned", [True, False])
+    def test_rows_that_left_a_pinned_reference_make_no_champion(
+        self, new_site: Callable[..., Site], *, pinned: bool
+    ) -> None:
+        site = new_site(replay="4h")
+        site.produce(400)
+        site.retrainer().turn()
+        said = {"stream": STREAM, "at": site.now(), "who": "ann", "why": "a good week"}
+        first = site.champion
+        site.publish(Pinned(**said, bundle=first))
+        if not pinned:
+            site.publish(Pinned(**said, bundle=None))
+        site.produce(400, lambda values: values + 2)
+        site.later = timedelta(days=1)
+
+        site.retrainer().turn()
+
+        assert site.decided() != first
+        told = "of 4 series have drifted from the pinned reference" in site.decision().why
+        assert told == pinned
+        assert not (pinned and isinstance(site.decision(), Champion))
+
+    def test_a_damaged_reference_is_said_and_stands_in_nobodys_way(self, site: Site) -> None:
+        site.produce(200)
+        site.retrainer().turn()
+        said = {"stream": STREAM, "at": site.now(), "who": "ann", "why": "a good week"}
+        site.publish(Pinned(**said, bundle="0" * 64))
+
+        outcome = site.retrainer().retrainer.once("to see")
+
+        assert outcome.why.startswith("the pinned reference cannot be compared with (")
 
     def test_it_replays_the_last_days_alone(self, new_site: Callable[..., Site]) -> None:
         site = new_site(replay="2h")

@@ -93,7 +93,7 @@ def test_the_list_says_which_bundle_is_in_use_and_which_came_before_it(installat
 def test_a_bundle_is_shown_in_full_with_who_promoted_it_and_why(installation: Installation) -> None:
     text = installation.ok("models", "show", "sensors")
 
-    assert f"bundle        {in_use(installation)} (in use)" in text
+    assert f"bundle        {in_use(installation)} (champion)" in text
     assert "4-2-1-2-4" in text
     assert f"trained on {installation.folder.parent}" not in text
     assert "promoted" in text
@@ -130,6 +130,23 @@ def test_rollbacks_go_back_step_by_step_and_say_when_there_is_none(installation:
 
     assert "is its first" in complaint(installation, "models", "rollback", "sensors", "--why", "again")
     assert "rolled back: this one too" in installation.ok("models", "show", "sensors")
+
+
+def test_a_pinned_bundle_is_named_and_stays_until_it_is_unpinned(installation: Installation) -> None:
+    first, *_, third = ids(installation)
+    extra = orphan(installation)
+    installation.ok("models", "pin", "sensors", extra[:8], "--why", "a good week")
+
+    roles = {each["bundle"]: each["role"] for each in installation.json("models", "list")}
+    assert (roles[extra], roles[third], roles[first]) == ("pinned", "champion", None)
+    installation.ok("models", "gc", "--keep", "0", "--yes")
+    assert extra in ids(installation)
+
+    installation.ok("models", "pin", "sensors", third[:8], "--why", "a better week")
+    assert f"{third} (champion, pinned)" in installation.ok("models", "show", "sensors")
+    installation.ok("models", "unpin", "sensors", "--why", "new pumps")
+    installation.ok("models", "gc", "--keep", "0", "--yes")
+    assert extra not in ids(installation)
 
 
 def test_a_bundle_that_was_rolled_back_can_be_promoted_again(installation: Installation) -> None:

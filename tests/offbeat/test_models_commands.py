@@ -83,8 +83,7 @@ def test_the_list_says_which_bundle_is_in_use_and_which_came_before_it(installat
         "layers",
         "learned",
         "from",
-        "in",
-        "use",
+        "role",
     ]
     assert table[3].startswith(found[2]["bundle"][:12])
     assert table[3].endswith("1 file        champion")

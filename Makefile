@@ -22,7 +22,7 @@ CORE_TESTS = $(wildcard tests/pipeline/test_*.py)
 
 SECONDS ?= 300
 
-.PHONY: help setup demo test faults fuzz lint bench false-alarms quality three-days
+.PHONY: help setup demo test faults fuzz lint bench false-alarms quality stacks three-days
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -64,6 +64,9 @@ three-days: $(READY) ## three simulated days of a stream that trains itself (5 m
 
 quality: $(READY) ## how well detectors detect, on real series at OFFBEAT_DATA (15 minutes)
 	$(BIN)/python benchmarks/quality.py --page docs/quality.md
+
+stacks: $(READY) ## what it is worth to train and score many models in one stack (5 minutes); writes docs/performance.md
+	$(BIN)/python benchmarks/stacks.py --page docs/performance.md
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

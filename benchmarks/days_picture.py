@@ -9,7 +9,7 @@ from typing import Any
 from models.pictures import Plot, bounds
 from pipeline.drift import DRIFTED
 
-WIDTH, PANEL, BAND, LAST, FOOT = 960, 108, 96, 130, 26
+WIDTH, PANEL, BAND, LAST, FOOT = 960, 108, 84, 130, 26
 LEFT, RIGHT = 56, 12
 """As wide as the axes of a plot are from its edges."""
 ROWS = 4
@@ -29,17 +29,16 @@ STYLE = """<style>
  .promoted, .rolled-back { stroke: var(--good) }
  .by-hand { stroke: var(--alert) }
  .refused { stroke: var(--faint); stroke-dasharray: 2 3 }
- text { stroke: none }
- text.promoted, text.rolled-back { fill: var(--good) }
- text.by-hand { fill: var(--alert) }
- text.refused, .small { fill: var(--faint) }
+ text.promoted, text.rolled-back { fill: var(--good); stroke: none }
+ text.by-hand { fill: var(--alert); stroke: none }
+ text.refused, .small { fill: var(--faint); stroke: none }
 </style>"""
 
 
 def draw(report: Mapping[str, Any], shown: Sequence[int]) -> str:
     """The picture: decisions at the top, values of some series with their alerts, and the drift."""
     hours = (0.0, float(report["hours"]))
-    ticks = [(float(hour), f"{hour} h") for hour in range(0, int(hours[1]) + 1, 6)]
+    ticks = [(float(hour), f"{hour} h") for hour in range(0, int(hours[1]), 6)]
     panels = []
     for n in shown:
         xs, ys = report["values"]["hours"], report["values"]["series"][str(n)]
@@ -85,10 +84,11 @@ def _decisions(decisions: Sequence[Mapping[str, Any]], hours: float, bottom: int
     for each in decisions:
         x = LEFT + each["hour"] / hours * (WIDTH - LEFT - RIGHT)
         style, text = each["what"].replace(" ", "-"), f"{SYMBOLS[each['what']]} {each['what']}"
-        row = next((n for n, until in enumerate(free) if until < x), ROWS - 1)
         wide = 6.2 * len(text) + 8
         left = x + wide > WIDTH - RIGHT
-        free[row] = x + (4 if left else wide)
+        begins, ends = (x - wide, x) if left else (x, x + wide)
+        row = next((n for n, until in enumerate(free) if until <= begins), ROWS - 1)
+        free[row] = ends
         y = 22 + 18 * row
         parts.append(
             f'<path class="{style}" d="M{x:.1f} {y + 4}V{bottom}"><title>{escape(each["why"])}</title></path>'

@@ -78,10 +78,11 @@ VARIATIONS = (
     *(_alerts("refractory", each) for each in ("2h", "6h", "24h")),
     *(Variation("`min_deviation`", f"{n} spreads", spreads=n) for n in (1, 2, 3, 4)),
     *(_alerts("direction", each) for each in ("above", "below")),
-    *(_threshold("`adapt_after`", each, adapt_after=each) for each in ("0s", "1h", "24h")),
+    *(_threshold("`adapt_after`", each, adapt_after=each) for each in ("1h", "6h", "24h")),
     _threshold("`adapt_after`", "never", adapt_after=FOR_EVER),
     *(_threshold("`memory`", each, memory=each) for each in ("7d", "30d")),
-    *(_threshold("`ewma`, `k`", str(k), k=k) for k in (3, 4, 6, 8)),
+    *(_threshold("`line`", str(line), line=line) for line in (0.35, 0.55, 0.7)),
+    *(_threshold("`ewma`, `k`", str(k), k=k) for k in (3, 4, 5, 6, 8)),
     *(
         _threshold("`quantile`, `q` and `margin`", f"{q}, {margin}", policy="quantile", q=q, margin=margin)
         for q, margin in ((0.99, 1.25), (0.99, 1.5), (0.99, 2.0), (0.999, 1.25), (0.95, 2.0))

@@ -82,6 +82,7 @@ class Story:
         regime: from when on every series behaves otherwise, which is normal then.
         accepted: when people say so.
         polluted: rows that say little of how things are.
+        mistaken: when somebody calls all alerts of them normal, so that training takes them in.
         overruled, rolled_back: when somebody puts the refused model to use, and takes that back.
         end: of the run.
     """
@@ -92,6 +93,7 @@ class Story:
     regime: timedelta
     accepted: timedelta
     polluted: Stretch
+    mistaken: tuple[timedelta, ...]
     overruled: timedelta
     rolled_back: timedelta
     end: timedelta
@@ -117,6 +119,7 @@ def story(series: int = 10) -> Story:
         regime=6 * HOUR,
         accepted=8 * HOUR,
         polluted=Stretch("polluted rows", everywhere, 2 * DAY + 4 * HOUR, 2 * DAY + 14 * HOUR),
+        mistaken=(2 * DAY + 5 * HOUR, 2 * DAY + 8 * HOUR, 2 * DAY + 11 * HOUR),
         overruled=2 * DAY + 17 * HOUR,
         rolled_back=2 * DAY + 19 * HOUR,
         end=3 * DAY,
@@ -133,7 +136,7 @@ def values(told: Story) -> NDArray[np.float64]:
     day = np.sin(2 * np.pi * (at - number / 17)) + 0.35 * np.sin(2 * np.pi * (4 * at + number / 5))
     watched = minutes - int(HISTORY / MINUTE)
     changed = (watched - told.regime / MINUTE).clip(0, 60)[:, None] / 60  # within an hour
-    made = 40 + 4 * number + (10 + 5 * changed) * day + 10 * changed + noise
+    made = 40 + 4 * number + (10 + 6 * changed) * day + 14 * changed + noise
     for each in (*told.faults, told.polluted):
         inside = (watched >= each.start / MINUTE) & (watched < each.end / MINUTE)
         for n in each.series:
@@ -152,7 +155,7 @@ def _spoiled(what: str, good: NDArray[np.float64], n: int) -> NDArray[np.float64
     if what == "level shift":
         return good + 40
     random = np.random.default_rng(100 + n).normal(size=len(good))
-    return good + random * np.linspace(0.5, 12, len(good))
+    return good + random * np.linspace(4, 12, len(good))
 
 
 @dataclass
@@ -176,6 +179,7 @@ class Run:
             "topic": TOPIC,
             "events": {"features": {"load": {"path": "load"}}},
             "model": {"window": WINDOW},
+            "threshold": {"k": 6},
             "training": {"steps": self.told.steps, "drift_every": 0.1, "replay": "1d"},
         }
         settings = {
@@ -308,6 +312,9 @@ def live(run: Run) -> dict[str, Any]:
         run.settle()
         run.until(told.accepted)
         accepted = run.call_normal(told.regime, "more is made since noon")
+        for at in told.mistaken:
+            run.until(at)
+            run.call_normal(told.polluted.start, "took it for the new machine")
         run.until(told.overruled)
         refused = run.control.view().refusals[STREAM][-1]
         run.control.promote(STREAM, refused.bundle or "", "it looked better to me")

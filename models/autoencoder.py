@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, TypeAlias
@@ -26,6 +27,16 @@ from models.residuals import affine, tanh
 # 35 s with two). More work is spread over more workers.
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
+
+
+def helpers(count: int, name: str) -> ThreadPoolExecutor:
+    """Threads to compute with, whose products take as many threads as those of the caller's own.
+
+    PyTorch tells its number to a new thread only when that does something else first: one that begins with a
+    product gets a thread for each core, and on a busy machine they hold each other up tenfold.
+    """
+    return ThreadPoolExecutor(count, name, torch.set_num_threads, (torch.get_num_threads(),))
+
 
 Bend: TypeAlias = Literal["tanh", "sigmoid", "linear"]
 """What a layer makes of its sums."""

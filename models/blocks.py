@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Final, TypeAlias
@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import torch
 
-from models.autoencoder import Autoencoder
+from models.autoencoder import Autoencoder, helpers
 from models.fitting import Check, Lesson, fit
 from models.spec import ModelSpec
 
@@ -83,7 +83,7 @@ def fit_blocks(
 
         return fit(blocks[number], spec, report, device)
 
-    with ThreadPoolExecutor(threads, "training") as workers:
+    with helpers(threads, "training") as workers:
         works = [workers.submit(work, number) for number in range(len(blocks))]
         try:
             for each in works:

@@ -60,7 +60,7 @@ def group(shapes: Float32s, seed: int) -> Int64s:
     There are at most sqrt(n / 2) of them, rounded (the rule of thumb of Mardia, Kent and Bibby, 1979), and at
     most ``MAX_COHORTS``; fewer where shapes are the same. The centres are found by k-means.
     """
-    # Beside torch it takes a second and 60 MB, which only training of cohorts is to pay.
+    # It takes a second and 90 MB, which only training of cohorts is to pay.
     from sklearn.cluster import KMeans  # noqa: PLC0415
     from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
     from threadpoolctl import threadpool_limits  # noqa: PLC0415

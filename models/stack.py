@@ -6,7 +6,6 @@ Training calibrates with it, loading checks the canary with it, and the scorer i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.autoencoder import Autoencoder
+from models.autoencoder import Autoencoder, helpers
 from models.residuals import compare, scale
 from models.scaling import INPUT_CLIP, TARGET_CLIP, Scaling
 from pipeline.ports import Errors, Explanation, Float32s, Float64s, Int32s, Windows
@@ -30,7 +29,7 @@ _FEW: Final = 8  # rows of each network up to which copying its weights costs mo
 _WORTH_HELP: Final = 8  # blocks of about a millisecond each; handing over takes a tenth of one
 _FLOAT32_SAFE: Final = 1e37  # what lies this far off is clipped anyway; beyond, float32 could make NaN
 
-_helper: Final = ThreadPoolExecutor(1, "scoring")  # docs/decisions/0013-backlog.md
+_helper: Final = helpers(1, "scoring")  # docs/decisions/0013-backlog.md
 
 
 @dataclass(eq=False)

@@ -44,7 +44,7 @@ class Child:
     def start(self) -> None:
         """Start it in a session of its own, so that Ctrl-C on the terminal reaches it through us alone."""
         self.process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-m", "offbeat", *self.arguments],
+            [sys.executable, "-P", "-m", "offbeat", *self.arguments],
             stdin=subprocess.PIPE,
             env=os.environ | {SUPERVISED: "1"},
             start_new_session=True,

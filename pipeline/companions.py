@@ -97,8 +97,8 @@ class Parts(NamedTuple):
         threshold, features = stream.threshold, len(stream.feature_names)
         if not isinstance(threshold, Joint):
             return cls()
-        few = stream.events.max_series <= _SERIES_WITH_SHAPES
-        shapes = few if threshold.shapes == "auto" else threshold.shapes
+        worth_it = features == 1 and stream.events.max_series <= _SERIES_WITH_SHAPES
+        shapes = worth_it if threshold.shapes == "auto" else threshold.shapes
         return cls(
             joint=True,
             level=features if threshold.level else 0,

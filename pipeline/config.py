@@ -259,6 +259,8 @@ class _Rolling(Section):
 class Ewma(_Rolling):
     """Mean plus k standard deviations of the reconstruction error, both rolling."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["policy"]}, {"required": ["k"]}]})
+
     policy: Literal["ewma"] = "ewma"
     k: float = Field(5.0, gt=0, le=100, description="standard deviations above the mean")
 
@@ -281,7 +283,7 @@ class Static(Section):
 class Joint(_Rolling):
     """The autoencoder's error joined with its companions: the level, the memory of shapes, the rarity."""
 
-    policy: Literal["joint"]
+    policy: Literal["joint"] = "joint"
     adapt_after: Duration = Field(
         0.0,
         description="an anomaly that lasts longer begins to count as normal; by default every row teaches "
@@ -297,8 +299,8 @@ class Joint(_Rolling):
     level: bool = Field(True, description="how far each value is from its own rolling mean")
     shapes: Literal["auto"] | bool = Field(
         "auto",
-        description="how far the newest rows are from shapes seen before (about 2.5 KB a series); `auto`: up "
-        "to 100,000 series a partition",
+        description="how far the newest rows are from shapes seen before (about 2.5 KB a series); `auto`: "
+        "streams of one feature, up to 100,000 series a partition",
     )
     rarity: bool = Field(True, description="streams of one feature alone: how seldom such a level was seen")
 
@@ -375,7 +377,7 @@ class Stream(Section):
     )
     events: Events
     model: Model = Model()
-    threshold: Annotated[Ewma | Quantile | Static | Joint, Field(discriminator="policy")] = Ewma()
+    threshold: Annotated[Ewma | Quantile | Static | Joint, Field(discriminator="policy")] = Joint()
     alerts: AlertRules = AlertRules()
     training: Training = Training()
 
@@ -384,7 +386,7 @@ class Stream(Section):
     def _default_policy(cls, value: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
         threshold = value.get("threshold") if isinstance(value, dict) else None
         if isinstance(threshold, dict) and "policy" not in threshold:
-            return {**value, "threshold": {"policy": "ewma", **threshold}}
+            return {**value, "threshold": {"policy": "ewma" if "k" in threshold else "joint", **threshold}}
         return value
 
     @model_validator(mode="before")

@@ -172,7 +172,7 @@ def test_every_complaint_about_alerts_names_its_test() -> None:
         re.findall(r"^def (test_\w+)", tests, re.MULTILINE)
     )
     assert all(len(names) == 1 for names in named)
-    sections = {"events": config.Events, "threshold": config.Ewma, "alerts": config.AlertRules}
+    sections = {"events": config.Events, "threshold": config.Joint, "alerts": config.AlertRules}
     for section, name in re.findall(r"`(\w+)\.(\w+)`", "".join(rows)):
         assert name in sections[section].model_fields, f"{section}.{name} is no setting"
     commands = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")

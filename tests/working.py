@@ -73,6 +73,7 @@ def settings(**stream: Any) -> Config:  # noqa: ANN401 - whatever YAML holds
         "topic": TOPIC,
         "events": {"features": ["x"]},
         "model": {"window": 2},
+        "threshold": {"policy": "ewma"},
         "alerts": {"recovery": 1},
     }
     return Config.model_validate({"namespace": "test", "streams": {STREAM: {**made, **stream}}})

@@ -202,7 +202,18 @@ def _watched(watch: AlertWatch, over: threading.Event) -> None:
 def _worker(config: Config, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """``offbeat detect`` as a child that is gone at the end."""
     path = write(config, folder / "offbeat.yaml")
-    command = [sys.executable, "-m", "offbeat", "detect", "shared", "--config", str(path), "--slot", "0"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "offbeat",
+        "detect",
+        "shared",
+        "--config",
+        str(path),
+        "--slot",
+        "0",
+    ]
     with (folder / "worker.out").open("wb") as out:
         child = subprocess.Popen(  # noqa: S603 - our own program
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT

@@ -63,7 +63,8 @@ def report(days: ModuleType) -> dict[str, Any]:
 def test_what_is_injected_is_there_and_nothing_else(days: ModuleType) -> None:
     told = days.story()
     quiet = days.Story(
-        told.series, told.steps, (), told.end, told.accepted, days.Stretch("none", (), told.end, told.end),
+        told.series, told.steps, (), told.end, told.accepted,
+        days.Stretch("none", (), told.end, told.end), (),
         told.overruled, told.rolled_back, told.end,
     )  # fmt: skip
 

@@ -41,6 +41,7 @@ def settings(model: dict[str, Any] | None = None, **training: Any) -> Config:  #
         "topic": TOPIC,
         "events": {"features": ["x"]},
         "model": model or {"window": 8},
+        "threshold": {"policy": "ewma"},
         "alerts": {"recovery": 8},
         "training": {"steps": 60, **training},
     }

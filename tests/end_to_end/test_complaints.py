@@ -58,9 +58,9 @@ MINUTE_S, HOUR = 60, timedelta(hours=1)
 
 
 def config(**sections: Any) -> Config:  # noqa: ANN401 - whatever YAML holds
-    return Config.model_validate(
-        {"namespace": "test", "streams": {STREAM: {"topic": TOPIC, **ONE, **sections}}}
-    )
+    threshold = {"policy": "ewma", **sections.pop("threshold", {})}  # whose line is the error's own
+    stream = {"topic": TOPIC, **ONE, **sections, "threshold": threshold}
+    return Config.model_validate({"namespace": "test", "streams": {STREAM: stream}})
 
 
 def batch(events: Sequence[Event], sent_s: Iterable[float] | None = None) -> RecordBatch:

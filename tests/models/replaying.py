@@ -25,6 +25,7 @@ def stream(*, rules: object = None, **events: object) -> Stream:
             "topic": PARTITION.topic,
             "events": {"features": list(FEATURES), **events},
             "model": {"window": 8},
+            "threshold": {"policy": "ewma"},
             "alerts": {"recovery": 8, **(rules or {})},  # type: ignore[dict-item]
         }
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -16,7 +18,7 @@ from pipeline.config import Scope
 from pipeline.ports import Windows
 
 WHEN = "2026-01-01T00:00:00Z"
-SPEC = ModelSpec(features=("a",), window_rows=8, seed=5, steps=200)
+SPEC = ModelSpec(features=("a",), window_rows=8, hidden=(8,), code=3, seed=5, steps=300)
 ROWS = 300
 
 
@@ -137,13 +139,19 @@ def test_members_of_a_cohort_keep_their_own_scaling_and_calibration(
     assert len(set(levels.tolist())) == len(rows)
 
 
-def test_one_network_for_all_judges_series_of_any_level_alike(bundles: dict[Scope, Bundle]) -> None:
-    """A sine is copied as well at one level as at another; scaled as one they would differ a thousandfold."""
-    scorer = StackScorer(bundles["global"])
+@pytest.mark.parametrize("scope", ["cohort", "global"])
+def test_a_shared_network_learns_each_series_in_its_own_units(
+    bundles: dict[Scope, Bundle], scope: Scope
+) -> None:
+    """A sine is copied well at any level and of any size, and noise is not."""
+    scorer = StackScorer(bundles[scope])
 
-    errors = scorer.assign([f"sine-{i}" for i in range(4)]).calibration[:, 0]
+    sines, noise = (
+        scorer.assign([f"{kind}-{i}" for i in range(4)]).calibration[:, 0] for kind in ("sine", "noise")
+    )
 
-    assert errors.max() < 2 * errors.min()
+    assert sines.max() ** 2 < noise.min() ** 2 / 3
+    assert sines.max() < 2 * sines.min()
 
 
 @pytest.mark.parametrize("scope", ["series", "cohort", "global"])
@@ -201,3 +209,12 @@ def test_the_shape_does_not_depend_on_where_a_period_begins() -> None:
 
     np.testing.assert_allclose(shape(here), shape(there), atol=1e-5)
     assert shape(here).argmax() == 2
+
+
+def test_a_worker_does_not_pay_for_the_search() -> None:
+    """Who only scores does not import scikit-learn."""
+    asked = "import sys, models.scorer; print([each for each in sys.modules if each.startswith('sklearn')])"
+
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import Final
 
@@ -12,6 +14,7 @@ import torch
 from models import Autoencoder, ModelSpec, Progress, SeriesRows, blocks, fitting, gradients, train
 from models.fitting import CPU, Check, Lesson, _Windows, device_for, fit
 from models.gradients import mean_huber, tangent
+from models.losses import Curves
 from models.samples import split
 from pipeline.errors import ConfigError
 
@@ -227,6 +230,17 @@ class TestThreads:
         assert {each.first for each in seen} == {0, 2, 4, 6}
         assert seen[-1].networks == 8
 
+    def test_losses_stand_in_the_order_of_networks_whichever_block_is_checked_first(self) -> None:
+        curves = Curves()
+        for first in (2, 0, 2):
+            loss = np.array([first, first + 1], np.float32)
+            curves.add(Progress(0.5, 0, 4, first, Check(0.5, 0, loss, loss, loss.astype(float))))
+
+        found = curves.losses().held_out
+
+        assert found[0].tolist() == [0, 1, 2, 3]
+        assert np.isnan(found[1]).tolist() == [True, True, False, False]
+
     def test_what_is_raised_while_they_work_ends_them_all(self) -> None:
         def stop(_: Progress) -> None:
             raise KeyboardInterrupt
@@ -245,3 +259,20 @@ class TestThreads:
 
         with pytest.raises(MemoryError, match="no room"):
             train(self.ROWS, self.FEW, source={}, created_at=WHEN, threads=2)
+
+
+def test_a_helper_computes_with_one_thread_as_its_caller_does() -> None:
+    """PyTorch lets a new thread whose first work is a product begin a team of one thread for each core."""
+    asked = """
+import psutil, torch
+from models.autoencoder import helpers
+
+x, w, out = torch.ones(64, 64, 128), torch.ones(64, 128, 32), torch.ones(64, 64, 32)
+before = psutil.Process().num_threads()
+with helpers(1, "helper") as pool:
+    pool.submit(torch.bmm, x, w, out=out).result()
+    print(psutil.Process().num_threads() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "1"

@@ -33,6 +33,7 @@ streams:
       every: 1m
       features: {heat: {unit: °C}, load: {}, errors: {}}
     model: {window: 8}
+    threshold: {policy: ewma}
     training: {steps: 300, rows: 2000}
 """).stream("pumps")
 

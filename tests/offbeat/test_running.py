@@ -189,3 +189,18 @@ def test_producing_ends_cleanly_when_it_is_interrupted(
     assert sender.process.wait(10) == 0
     last = json.loads(sender.log.read_text().splitlines()[-1])
     assert last["sent"] == sent()
+
+
+# A registry is often a folder of the name `models`, which is also the name of a package of ours.
+def test_a_child_finds_its_own_program_wherever_it_is_started(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (installation.folder / "models").mkdir(exist_ok=True)
+    monkeypatch.chdir(installation.folder)
+    child = Child("lister", ["models", "list", "--config", str(installation.config)])
+
+    child.start()
+
+    assert child.process is not None
+    assert child.process.wait(60) == 0
+    child.wait(1)

@@ -28,8 +28,8 @@ Values = NDArray[np.float64]
 
 
 def joint(features: int = 1, window: int = 8, rules: object = None, **threshold: object) -> Stream:
-    """A line that nothing reaches and no memory but rows, unless told otherwise."""
-    given = {"policy": "joint", "line": 50.0, "memory": "0s", "adapt_after": "0s", **threshold}
+    """Every companion, a line that nothing reaches and no memory but rows, unless told otherwise."""
+    given = {"policy": "joint", "line": 50.0, "memory": "0s", "shapes": True, **threshold}
     names = [f"x{f}" for f in range(features)]
     return stream(window=window, threshold=given, features=names, rules=rules)
 
@@ -297,6 +297,8 @@ class TestState:
         assert size(**off | {"shapes": True}) == 88 + 2_368
         assert size() == 2_688
         assert size(features=4) == 88 + 96 + 2_368
+        assert size(features=4, shapes="auto") == 88 + 96
+        assert size(shapes="auto") == 2_688
         assert size(features=38) == 88 + 912 + 10_048
 
     def test_automatic_shapes_end_where_partitions_are_large(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config import Config, Ewma, Static, load, parse
+from pipeline.config import Config, Ewma, Joint, Static, load, parse
 from pipeline.errors import ConfigError
 
 SMALLEST = """\
@@ -47,7 +47,7 @@ class TestDefaults:
         assert (stream.events.kind, stream.events.series, stream.events.labels) == ("wide", ("series",), ())
         assert (stream.events.time.field, stream.events.time.format) == ("time", "s")
         assert (stream.events.ahead, stream.events.forget_after) == (60.0, 7 * 86_400.0)
-        assert isinstance(stream.threshold, Ewma)
+        assert stream.threshold == Joint()
         assert (stream.alerts.for_rows, stream.alerts.refractory) == (1, 0.0)
         assert stream.model.window == 32
 
@@ -123,11 +123,9 @@ class TestWaysToWrite:
 
         assert (events.series, events.labels) == (("id",), ("site",))
 
-    def test_a_threshold_without_a_policy_is_the_rolling_one(self) -> None:
-        threshold = with_more(threshold={"k": 3}).stream("pumps").threshold
-
-        assert isinstance(threshold, Ewma)
-        assert threshold.k == 3
+    def test_a_threshold_without_a_policy_is_the_joined_one_or_that_which_has_a_k(self) -> None:
+        assert with_more(threshold={"line": 2}).stream("pumps").threshold == Joint(line=2)
+        assert with_more(threshold={"k": 3}).stream("pumps").threshold == Ewma(k=3)
 
     def test_a_static_threshold_names_its_line(self) -> None:
         threshold = with_more(threshold={"policy": "static", "value": 2.5}).stream("pumps").threshold

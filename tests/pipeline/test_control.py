@@ -25,6 +25,7 @@ from pipeline.control import (
     Feedback,
     Policy,
     Record,
+    Refused,
     Silenced,
     policy_sha,
     send,
@@ -49,6 +50,10 @@ def champion(bundle: str, predecessor: str | None = None, **more: Any) -> Champi
 
 def begun(fence: int, **more: Any) -> Begun:  # noqa: ANN401
     return Begun(**SAID | more, fence=fence)
+
+
+def refused(bundle: str | None, fence: int, **more: Any) -> Refused:  # noqa: ANN401
+    return Refused(**SAID | more, bundle=bundle, fence=fence)
 
 
 def policy(made: Stream, predecessor: str | None = None, **more: Any) -> Policy:  # noqa: ANN401
@@ -306,6 +311,15 @@ class TestFences:
         assert (view.champions, view.fences) == ({}, {"pumps": 9})
         assert len(void) == 2
 
+    def test_refusals_are_kept_in_order_and_change_no_champion(self) -> None:
+        first, second = refused("b2", 7), refused(None, 9)
+        view, void = taken(champion("b1"), begun(7), first, begun(9), second, refused("b3", 8))
+
+        assert (view.champions, view.refusals) == ({"pumps": "b1"}, {"pumps": [first, second]})
+        [sentence] = void
+        assert "the refused record of 'pumps'" in sentence
+        assert "under the fence 8, and work began under 9 since" in sentence
+
     def test_people_have_no_fence_and_always_count(self) -> None:
         view, void = taken(begun(9), champion("b1"), champion("b2", "b1"))
 
@@ -325,6 +339,9 @@ class TestFences:
 
 RECORDS = st.one_of(
     st.builds(begun, st.integers(1, 3), stream=st.sampled_from(["pumps", "fans"])),
+    st.builds(
+        refused, st.none() | st.just("b3"), st.integers(1, 3), stream=st.sampled_from(["pumps", "fans"])
+    ),
     st.builds(
         champion,
         st.sampled_from(["b1", "b2"]),

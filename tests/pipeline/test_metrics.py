@@ -107,3 +107,15 @@ def test_the_documentation_lists_the_metrics_with_their_meanings() -> None:
     listed = dict(re.findall(r"^\| `(offbeat_\w+)` \| (.*?) \|", section[1], re.MULTILINE))
 
     assert listed == METRICS
+
+
+def test_the_documentation_lists_the_metrics_of_the_retrainer() -> None:
+    from consumers.retrainer import METRICS as RETRAINERS  # noqa: PLC0415 - it loads torch
+
+    page = PAGE.read_text("utf-8")
+    section = re.search(r"^## Metrics of the retrainer\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    assert section is not None
+
+    listed = dict(re.findall(r"^\| `(offbeat_\w+)` \| (.*?) \|", section[1], re.MULTILINE))
+
+    assert listed == RETRAINERS

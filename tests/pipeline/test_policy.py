@@ -71,6 +71,7 @@ def test_a_rolling_threshold_has_no_fixed_line() -> None:
         recovery_ns=7 * S,
         refractory_ns=10 * S,
         critical=3.0,
+        still=False,
     )
 
 

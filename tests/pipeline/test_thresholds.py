@@ -23,7 +23,7 @@ NO_SKETCH = np.zeros(0, np.float32)
 
 
 def a_policy(**threshold: object) -> JudgePolicy:
-    return judge_policy(stream(threshold=threshold or None))
+    return judge_policy(stream(threshold={"policy": "ewma", **threshold}))
 
 
 def started(mean: float, sd: float, rows: float) -> np.void:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any, Final, Literal
 
 import msgspec
@@ -286,5 +287,7 @@ def _compared(mine: Figures, other: Figures, comparison: Comparison) -> str:
         unit = "% more"
         said = f"held-out error {_error(mine)}, {role} {_error(other)}"
     by = comparison.worse_by
+    if isnan(by.value):
+        return f"{said}, of which nothing can be told"
     value, low, high, most = (f"{scale * each:.3g}" for each in (by.value, by.low, by.high, comparison.bound))
     return f"{said} ({value} {unit}, between {low} and {high}, where {most} are allowed)"

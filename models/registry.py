@@ -45,12 +45,19 @@ class Registry:
     def take(self, stream: str, folder: str | Path) -> str:
         """Keep the bundle in a folder that nobody else writes to, byte for byte; returns its id.
 
+        A damaged one of this id gives way to it.
+
         Raises:
-            NotFound, BundleError: there is none, or it is damaged; then nothing is kept.
-            BundleError: something else stands in its place.
+            NotFound, BundleError: there is none, or it is damaged; then nothing is changed.
             StoreDown: the registry cannot be written; trying again can help.
         """
         bundle = load(folder)
+        try:
+            self.load(stream, bundle.sha)
+        except BundleError:
+            self.delete(stream, bundle.sha)
+        except NotFound:
+            pass
         copy(Place.at(folder), bundle.manifest, self._stream(stream) / bundle.sha)
         return bundle.sha
 

@@ -79,3 +79,13 @@ def test_a_damaged_bundle_is_not_taken_in(bundle: Bundle, tmp_path: Path) -> Non
         registry.take("pumps", tmp_path / "from")
 
     assert registry.bundles("pumps") == []
+
+
+def test_a_sound_bundle_that_is_taken_in_mends_a_damaged_one(bundle: Bundle, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models")
+    save(bundle, tmp_path / "from")
+    (tmp_path / "models" / "pumps" / registry.save("pumps", bundle) / MODEL_FILE).write_bytes(b"")
+
+    registry.take("pumps", tmp_path / "from")
+
+    assert registry.load("pumps", bundle.sha).sha == bundle.sha

@@ -22,6 +22,7 @@ from models.manifest import (
     MAX_MANIFEST_BYTES,
     MAX_REPORT_BYTES,
     MODEL_FILE,
+    FileEntry,
     Manifest,
     describe,
     parse,
@@ -149,10 +150,11 @@ def save(bundle: Bundle, folder: str | Path | Place) -> None:
     A folder that already holds this bundle is left as it is.
 
     Raises:
-        BundleError: the folder exists and holds something else.
+        BundleError: the folder exists and holds something else; or the bundle was loaded, and its bytes come
+            out otherwise here.
         StoreDown: it could not be written; trying again can help.
     """
-    place, manifest = _place(folder), bundle.manifest.render()
+    place = _place(folder)
     model = _encode(
         network=bundle.network,
         network_of=bundle.network_of,
@@ -162,10 +164,28 @@ def save(bundle: Bundle, folder: str | Path | Place) -> None:
         hashes=bundle.hashes,
         canary=bundle.canary,
     )
-    if place.write({**bundle.reports, MODEL_FILE: model, MANIFEST_FILE: manifest}):
+    if FileEntry.of(model) != bundle.manifest.files[MODEL_FILE]:
+        raise BundleError(
+            f"the bundle {bundle.sha[:12]} was written by another version of safetensors, and would come out "
+            "otherwise here; copy its folder, or `offbeat models import` it"
+        )
+    _write(place, {**bundle.reports, MODEL_FILE: model, MANIFEST_FILE: bundle.manifest.render()})
+
+
+def copy(source: Place, manifest: Manifest, target: Place) -> None:
+    """Write the bundle that was loaded from a folder into another one, byte for byte; see :func:`save`.
+
+    Another version of safetensors may write the same tensors otherwise, and their hash is part of the id.
+    """
+    contents = {name: _file(source, manifest, name, MAX_MODEL_BYTES) for name in manifest.files}
+    _write(target, contents | {MANIFEST_FILE: manifest.render()})
+
+
+def _write(place: Place, contents: Mapping[str, bytes]) -> None:
+    if place.write(contents):
         return
     try:
-        same = place.read(MANIFEST_FILE, MAX_MANIFEST_BYTES) == manifest
+        same = place.read(MANIFEST_FILE, MAX_MANIFEST_BYTES) == contents[MANIFEST_FILE]
     except ValueError:
         same = False
     if not same:

@@ -6,8 +6,9 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,20 +78,23 @@ class Place:
         """The bytes of a file in it, at most ``bound`` of them.
 
         Raises:
-            ValueError: it is larger, or not there, as the end of a sentence about the folder.
+            ValueError: it is larger, no regular file or not there, as the end of a sentence about the folder.
+            StoreDown: it cannot be reached.
         """
         path = f"{self.path}/{name}"
-        try:
-            size = int(self.files.size(path) or 0)
-            if size > bound:
-                raise ValueError(f"{name} has {size} bytes where at most {bound} make sense")
-            with self.files.open(path, "rb", block_size=_CHUNK) as file:
-                content: bytes = file.read(bound)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-            raise ValueError(f"{name} cannot be read ({error.strerror or 'it is not there'})") from error
-        except OSError as error:
-            raise self._down(error) from error
-        return content
+        with self._reached():
+            try:
+                found = self.files.info(path)
+                if found["type"] != "file":  # to open a pipe is to wait for ever
+                    reason = "cannot be read (it is no regular file)"
+                elif found["size"] > bound:
+                    reason = f"has {found['size']} bytes where at most {bound} make sense"
+                else:
+                    with self.files.open(path, "rb", block_size=_CHUNK) as file:
+                        return bytes(file.read(bound))
+            except (FileNotFoundError, NotADirectoryError) as error:
+                reason = f"cannot be read ({error.strerror or 'it is not there'})"
+        raise ValueError(f"{name} {reason}")
 
     def write(self, contents: Mapping[str, bytes]) -> bool:
         """Make the folder with these files: it is there whole and durable, or not at all.
@@ -131,24 +135,39 @@ class Place:
         _sync(folder.parent)
         return True
 
-    def delete(self, first: str) -> None:
-        """Remove the folder, this file first: without it the folder counts for nothing."""
+    def last_written(self) -> datetime:
+        """When something in it was written last; in an object store a folder has no time of its own.
+
+        Raises:
+            StoreDown: it cannot be reached.
+        """
         with self._reached():
-            self.files.rm_file(f"{self.path}/{first}")
+            self.files.invalidate_cache()
+            paths = [self.path] if self._is_local else []
+            times = (self.files.modified(each) for each in [*paths, *self.files.find(self.path)])
+            return max(times, default=datetime.min.replace(tzinfo=UTC))
+
+    def delete(self, first: str) -> None:
+        """Remove the folder, this file first: without it the folder counts for nothing.
+
+        Raises:
+            StoreDown: it cannot be changed.
+        """
+        with self._reached():
+            with suppress(FileNotFoundError):
+                self.files.rm_file(f"{self.path}/{first}")
             self.files.rm(self.path, recursive=True)
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        """Turn what file systems raise into StoreDown."""
+        """Turn what file systems raise into StoreDown; clients of stores have errors of their own."""
         try:
             yield
-        except OSError as error:
-            raise self._down(error) from error
-
-    def _down(self, error: OSError) -> StoreDown:
-        return StoreDown(
-            f"the registry at {self} cannot be used ({error}); see that it is there, writable, and has room"
-        )
+        except Exception as error:
+            raise StoreDown(
+                f"the registry at {self} cannot be used ({error}); see that it can be reached, is writable, "
+                "and has room"
+            ) from error
 
 
 def _write_durably(path: Path, content: bytes) -> None:

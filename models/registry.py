@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from models.bundle import MAX_MODEL_BYTES, Bundle, load, manifest_of, save
+from models.bundle import MAX_MODEL_BYTES, Bundle, copy, load, manifest_of, save
 from models.manifest import MANIFEST_FILE, Manifest
 from models.places import Place
 from pipeline.errors import BundleError, NotFound
@@ -15,6 +16,7 @@ from pipeline.errors import BundleError, NotFound
 _ID: Final = re.compile(r"[0-9a-f]{64}")
 _STREAM: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _PREFIX: Final = re.compile(r"[0-9a-f]{4,64}")
+_LEFT: Final = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.[0-9a-f]{32}")
 
 
 class Registry:
@@ -40,9 +42,42 @@ class Registry:
         save(bundle, self._stream(stream) / bundle.sha)
         return bundle.sha
 
+    def take(self, stream: str, folder: str | Path) -> str:
+        """Keep the bundle in a folder that nobody else writes to, byte for byte; returns its id.
+
+        A damaged one of this id gives way to it.
+
+        Raises:
+            NotFound, BundleError: there is none, or it is damaged; then nothing is changed.
+            StoreDown: the registry cannot be written; trying again can help.
+        """
+        bundle = load(folder)
+        try:
+            self.load(stream, bundle.sha)
+        except BundleError:
+            self.delete(stream, bundle.sha)
+        except NotFound:
+            pass
+        copy(Place.at(folder), bundle.manifest, self._stream(stream) / bundle.sha)
+        return bundle.sha
+
     def bundles(self, stream: str) -> list[str]:
-        """The ids of the stream's bundles, sorted."""
-        return [name for name in self._stream(stream).names() if _ID.fullmatch(name)]
+        """The ids of the stream's bundles, sorted; a folder without a manifest is none."""
+        folder = self._stream(stream)
+        return [
+            name
+            for name in folder.names()
+            if _ID.fullmatch(name) and MANIFEST_FILE in (folder / name).names()
+        ]
+
+    def leftovers(self, stream: str, before: datetime) -> list[str]:
+        """Names of what writers that were killed left behind: no bundles, and untouched since ``before``."""
+        folder, whole = self._stream(stream), set(self.bundles(stream))
+        return [
+            name
+            for name in folder.names()
+            if _LEFT.fullmatch(name) and name not in whole and (folder / name).last_written() < before
+        ]
 
     def manifests(self, stream: str) -> Mapping[str, Manifest | BundleError]:
         """The manifest of each of the stream's bundles by its id, the newest last, or why there is none."""
@@ -105,12 +140,15 @@ class Registry:
         return str(self._bundle(stream, bundle_id))
 
     def delete(self, stream: str, bundle_id: str) -> None:
-        """Remove a bundle.
+        """Remove a bundle, or one of the :meth:`leftovers`.
 
         Raises:
             StoreDown: the registry cannot be changed.
         """
-        self._bundle(stream, bundle_id).delete(MANIFEST_FILE)
+        folder = self._stream(stream)
+        if not _LEFT.fullmatch(bundle_id):
+            raise NotFound(f"{bundle_id!r} is no id of a bundle; an id is 64 hexadecimal digits")
+        (folder / bundle_id).delete(MANIFEST_FILE)
 
     def _stream(self, stream: str) -> Place:
         if not _STREAM.fullmatch(stream):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import tarfile
 import tempfile
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import numpy as np
 
-from models.bundle import load
 from models.manifest import MANIFEST_FILE, MAX_REPORT_BYTES, MODEL_FILE, REPORT_FILES, Manifest
+from models.places import Place
 from models.registry import Registry
+from models.report import Report
 from pipeline.errors import BundleError, InputError, NotFound
 from pipeline.journal import InForce, JournalLog
 
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
     from pipeline.control import ControlView
     from pipeline.ports import Broker
 
+MISSING: Final = "it is not in the registry"
 _MEMBERS: Final = (*REPORT_FILES, MODEL_FILE, MANIFEST_FILE)
+_WRITING: Final = timedelta(days=1)  # longer than any bundle takes to be written
 _MOST_BYTES: Final = (4 << 30) + (1 << 20) + len(REPORT_FILES) * MAX_REPORT_BYTES + (1 << 20)
 
 
@@ -35,7 +40,7 @@ class Listed:
     Attributes:
         bundle: its id.
         role: what it is to the stream, see :func:`roles`; else empty.
-        manifest: None where it is damaged.
+        manifest: None where it is damaged, or not there.
         damage: what is wrong with it, else empty.
     """
 
@@ -46,21 +51,30 @@ class Listed:
 
 
 def listed(registry: Registry, view: ControlView, stream: str) -> list[Listed]:
-    """The bundles of a stream, the oldest first."""
-    role, found = roles(view, stream), []
-    for bundle, what in registry.manifests(stream).items():
-        damaged = isinstance(what, BundleError)
-        manifest = None if isinstance(what, BundleError) else what
-        found.append(Listed(bundle, role.get(bundle, ""), manifest, str(what) if damaged else ""))
+    """The bundles of a stream, the oldest first; before them those that it needs and are not there."""
+    role, manifests = roles(view, stream), registry.manifests(stream)
+    needed = {*view.succession(stream)[-2:], view.pinned.get(stream)}
+    missing = [bundle for bundle in role if bundle in needed and bundle not in manifests]
+    found = [Listed(bundle, role[bundle], None, MISSING) for bundle in missing]
+    for bundle, what in manifests.items():
+        manifest, damage = (None, str(what)) if isinstance(what, BundleError) else (what, "")
+        found.append(Listed(bundle, role.get(bundle, ""), manifest, damage))
     return found
 
 
 def roles(view: ControlView, stream: str) -> dict[str, str]:
-    """``champion``; ``before``, which a rollback brings back; ``pinned``, the reference of challengers."""
+    """What bundles are to a stream, those that are anything.
+
+    ``champion``; ``before``, which a rollback brings back; ``pinned``, the reference of challengers;
+    ``refused``, a challenger that never became the champion.
+    """
     champions, pinned = view.succession(stream), view.pinned.get(stream)
     named = [*zip(champions[-1:-3:-1], ("champion", "before"), strict=False)]
     if pinned is not None:
         named.append((pinned, "pinned"))
+    promoted = {each.bundle for each in view.promotions.get(stream, [])}
+    refused = {each.bundle: None for each in view.refusals.get(stream, [])}
+    named += [(bundle, "refused") for bundle in refused if bundle is not None and bundle not in promoted]
     return {
         bundle: ", ".join(role for other, role in named if other == bundle)
         for bundle in dict.fromkeys(bundle for bundle, _ in named)
@@ -81,6 +95,42 @@ def before(view: ControlView, stream: str) -> str:
             f"the champion {champions[0][:12]} of stream {stream!r} is its first; there is none to go back to"
         )
     return champions[-2]
+
+
+class Span(msgspec.Struct, frozen=True):
+    """Records of one partition."""
+
+    first_offset: int
+    next_offset: int
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Where a bundle's rows come from, as far as its manifest says in a way that is read here."""
+
+    topic: str = ""
+    partitions: dict[str, Span] = {}
+    files: list[str] = []
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Source:
+        """That of a bundle, which may be anybody's."""
+        try:
+            return msgspec.convert(manifest.source, cls)
+        except msgspec.ValidationError:
+            return cls()
+
+    @property
+    def records(self) -> int:
+        """Of its topic."""
+        return sum(each.next_offset - each.first_offset for each in self.partitions.values())
+
+
+def report_of(bundle: Bundle) -> Report | None:
+    """What a bundle tells of its training; None where it has no report, or not one that is read here."""
+    try:
+        return msgspec.json.decode(bundle.reports["report.json"], type=Report)
+    except (KeyError, msgspec.DecodeError, RecursionError):
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,41 +251,59 @@ def bring(registry: Registry, stream: str, path: Path) -> str:
         NotFound: there is no such file.
         BundleError: it holds no bundle, or one that is damaged or hostile.
     """
-    if path.is_dir():
-        return registry.save(stream, load(path))
+    if not path.exists():
+        raise NotFound(f"{path} is not there")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            with tarfile.open(path, mode="r:") as tar:
-                for name, content in _members(tar):
-                    (Path(folder) / name).write_bytes(content)
-        except FileNotFoundError as error:
-            raise NotFound(f"{path} is not there") from error
-        except (OSError, tarfile.TarError, ValueError) as error:
+            for name, content in _files(path):
+                (Path(folder) / name).write_bytes(content)
+        except (OSError, tarfile.TarError, ValueError, RecursionError) as error:  # headers may nest
             raise BundleError(
                 f"{path} is refused: {error}; a bundle is a tar file that `offbeat models export` wrote, "
                 "or a bundle's folder"
             ) from error
         try:
-            return registry.save(stream, load(folder))
+            return registry.take(stream, folder)
         except BundleError as error:
             raise BundleError(str(error).replace(folder, str(path))) from error
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
-    """The files of a bundle; nothing is unpacked to where its name says.
+def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The files of a bundle in a tar file or a folder.
+
+    Raises:
+        OSError, TarError, ValueError, RecursionError: it cannot be read, or holds something else.
+    """
+    if path.is_dir():
+        place = Place.at(path)
+        for name in place.names():
+            if name in _MEMBERS:
+                yield name, place.read(name, _MOST_BYTES)
+        return
+    size = path.stat().st_size
+    if not path.is_file() or size > _MOST_BYTES:
+        raise ValueError(f"it is no regular file of up to {_MOST_BYTES:,} bytes")
+    with tarfile.open(path, mode="r:") as tar:
+        yield from _members(tar, size)
+
+
+def _members(tar: tarfile.TarFile, size: int) -> Iterator[tuple[str, bytes]]:
+    """The files of a bundle in a tar file of ``size`` bytes; nothing is unpacked to where its name says.
 
     Raises:
         ValueError: it holds something else.
     """
-    seen, total = set[str](), 0
+    seen = set[str]()
     for entry in tar:
         name = entry.name.rsplit("/", 1)[-1]
-        if not entry.isreg() or name not in _MEMBERS or name in seen or entry.name.count("/") > 1:
+        plain = entry.isreg() and not entry.issparse()
+        if not plain or name not in _MEMBERS or name in seen or entry.name.count("/") > 1:
             raise ValueError(f"it holds {entry.name!r}, and a bundle holds {', '.join(_MEMBERS)} once each")
+        if entry.size > size:  # memory would be taken for it
+            raise ValueError(
+                f"{entry.name!r} would have {entry.size:,} bytes, and the whole file has {size:,}"
+            )
         seen.add(name)
-        total += entry.size
-        if total > _MOST_BYTES:
-            raise ValueError(f"it holds more than {_MOST_BYTES:,} bytes")
         content = tar.extractfile(entry)
         yield name, content.read() if content is not None else b""
 
@@ -254,7 +322,44 @@ def replayed(config: Config, broker: Broker, stream: str) -> set[str]:
     return {each.bundle_sha for each in entries if isinstance(each, InForce) and each.bundle_sha}
 
 
-def superfluous(every: Sequence[Listed], needed: Container[str], keep: int) -> list[Listed]:
-    """The bundles that nothing needs, but for the ``keep`` newest of them."""
-    others = [each for each in every if each.bundle not in needed]
-    return others[: max(len(others) - keep, 0)]
+@dataclass(frozen=True, slots=True)
+class Rubbish:
+    """What a stream's part of the registry can do without.
+
+    Attributes:
+        bundles: when each was made, by id, the oldest first.
+        leftovers: see :meth:`models.Registry.leftovers`.
+        kept: how many other bundles there are.
+    """
+
+    bundles: dict[str, str]
+    leftovers: list[str]
+    kept: int
+
+
+def rubbish(
+    registry: Registry, view: ControlView, stream: str, *, replayed: Container[str], keep: int
+) -> Rubbish:
+    """What nothing needs, but for the ``keep`` newest bundles of it.
+
+    Raises:
+        NotFound: the champion itself is not there, and one of the others will have to stand in for it.
+        StoreDown: the registry cannot be reached.
+    """
+    leftovers = registry.leftovers(stream, datetime.now(UTC) - _WRITING)
+    manifests, champion = registry.manifests(stream), view.champions.get(stream)
+    if champion is not None and champion not in manifests:
+        raise NotFound(
+            f"the champion {champion[:12]} of stream {stream!r} is not in the registry: bring it back "
+            "(`offbeat models import`) or promote another one before others are removed"
+        )
+    needed = {*view.succession(stream), view.pinned.get(stream)}
+    others = [bundle for bundle in manifests if bundle not in needed and bundle not in replayed]
+    going = others[: max(len(others) - keep, 0)]
+    return Rubbish(
+        {bundle: _made(manifests[bundle]) for bundle in going}, leftovers, len(manifests) - len(going)
+    )
+
+
+def _made(what: Manifest | BundleError) -> str:
+    return "damaged" if isinstance(what, BundleError) else f"made {what.created_at}"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def print_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under headers; a header that begins with a space stands over numbers, set to the right."""
-    cells = [[header.strip() for header in headers], *rows]
+    cells = [[header.strip() for header in headers], *([plain(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         set_out = [
@@ -21,6 +21,11 @@ def print_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None
             for cell, width, header in zip(row, widths, headers, strict=True)
         ]
         typer.echo("  ".join(set_out).rstrip())
+
+
+def plain(text: str) -> str:
+    """Text from elsewhere, without anything that a terminal would act on."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def counted(count: int, noun: str) -> str:

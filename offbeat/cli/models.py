@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offbeat.cli.columns import counted, print_columns
+from offbeat.cli.columns import counted, plain, print_columns
 from offbeat.cli.options import (
     DEFAULT_CONFIG,
     ConfigFile,
@@ -22,8 +22,9 @@ from offbeat.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from models import Registry
+    from models import Bundle, Registry
     from models.manifest import Manifest
+    from models.report import Report
     from offbeat.bundles import Difference, Listed
     from offbeat.controls import Control
     from pipeline.config import Config
@@ -38,6 +39,7 @@ BundleId = Annotated[
 ]
 Why = Annotated[str, typer.Option("--why", help="The reason, for the audit log.")]
 _DIGITS = 12
+_SERIES = 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,8 +93,11 @@ def list_(*, stream: StreamArgument = None, config: ConfigFile = DEFAULT_CONFIG,
 
 
 def _row(each: Listed) -> list[str]:
+    from offbeat.bundles import MISSING
+
     if each.manifest is None:
-        return [each.bundle[:_DIGITS], "-", "damaged", "-", "-", "-", each.role]
+        state = "missing" if each.damage == MISSING else "damaged"
+        return [each.bundle[:_DIGITS], "-", state, "-", "-", "-", each.role]
     spec = each.manifest.spec
     models, layers = f"{each.manifest.models:,}", "-".join(map(str, spec.widths()))
     learned = _learned(each.manifest)
@@ -101,14 +106,12 @@ def _row(each: Listed) -> list[str]:
 
 def _learned(manifest: Manifest) -> str:
     """Where a bundle's rows come from, in a few words."""
-    source = manifest.source
-    if "topic" in source:
-        spans = source.get("partitions", {}).values()
-        records = sum(each["next_offset"] - each["first_offset"] for each in spans)
-        return f"{counted(records, 'record')} of {source['topic']}"
-    if "files" in source:
-        return counted(len(source["files"]), "file")
-    return "-"
+    from offbeat.bundles import Source
+
+    source = Source.of(manifest)
+    if source.topic:
+        return f"{counted(source.records, 'record')} of {source.topic}"
+    return counted(len(source.files), "file") if source.files else "-"
 
 
 def _as_json(each: Listed) -> dict[str, Any]:
@@ -138,12 +141,12 @@ def show(
     json: Json = False,
 ) -> None:
     """Show all of one bundle after checking it as a worker would: hashes, shapes, numbers, canary."""
-    from offbeat.bundles import Listed, roles
+    from offbeat.bundles import Listed, report_of, roles
 
     with opened(config, stream, "show") as at:
         view = at.control.view()
         bundle_id = chosen_bundle(at, bundle)
-        loaded = at.registry.load(at.stream, bundle_id)
+        loaded, lies_in = at.registry.load(at.stream, bundle_id), at.registry.where(at.stream, bundle_id)
         role = roles(view, at.stream).get(bundle_id, "")
         said: dict[str, Sequence[Champion | Refused]] = {
             "promoted": [each for each in view.promotions.get(at.stream, []) if each.bundle == bundle_id],
@@ -155,30 +158,60 @@ def show(
             what: [{"at": each.at, "who": each.who, "why": each.why} for each in some]
             for what, some in said.items()
         }
-        print_json(listed | decided | {"reports": sorted(loaded.reports)})
+        print_json(listed | decided | {"reports": sorted(loaded.reports), "lies_in": lies_in})
         return
-    spec, manifest = loaded.manifest.spec, loaded.manifest
-    fallback = loaded.calibration[-1]
-    told = {
-        "bundle": bundle_id + (f" ({role})" if role else ""),
-        "stream": at.stream,
-        "made at": f"{manifest.created_at} with "
-        + ", ".join(f"{k} {v}" for k, v in manifest.versions.items()),
-        "kind": spec.kind,
-        "layers": "-".join(map(str, spec.widths())),
-        "window": f"{spec.window_rows} rows x {len(spec.features)} features: {', '.join(spec.features)}",
-        "rows made as": spec.transforms or "-",
-        "models": f"{manifest.models:,} in all, with {counted(manifest.networks, 'network')}; series that "
-        f"it never saw have the error {fallback[0]:.4f} ± {fallback[1]:.4f} to begin with",
-        "learned from": _learned(manifest),
-        "reports": ", ".join(sorted(loaded.reports)) or "none",
-        "lies in": at.registry.where(at.stream, bundle_id),
-    }
-    for name, text in told.items():
-        typer.echo(f"{name:<13} {text}")
+    report = report_of(loaded)
+    lines = [
+        ("bundle", bundle_id + (f" ({role})" if role else "")),
+        ("stream", at.stream),
+        *_described(loaded, report),
+        ("reports", ", ".join(sorted(loaded.reports)) or "none"),
+        ("lies in", lies_in),
+    ]
     for what, some in said.items():
-        for each in some:
-            typer.echo(f"{what:<13} {each.at:%Y-%m-%d %H:%M UTC} by {each.who}: {each.why}")
+        lines += [(what, f"{each.at:%Y-%m-%d %H:%M UTC} by {each.who}: {each.why}") for each in some]
+    for name, text in lines:
+        typer.echo(f"{name:<13} {plain(text)}")
+    if report is not None and report.series:
+        _tell_series(report)
+
+
+def _described(bundle: Bundle, report: Report | None) -> list[tuple[str, str]]:
+    """What a bundle is and where it comes from, by name."""
+    manifest, spec = bundle.manifest, bundle.manifest.spec
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    error, deviation = bundle.calibration[-1, :2]
+    learned = _learned(manifest)
+    if report is not None:
+        learned += f" ({report.counts.learned:,} of {counted(report.counts.rows, 'row')}"
+        if report.first_at is not None and report.last_at is not None:
+            learned += f", {report.first_at.isoformat()} to {report.last_at.isoformat()}"
+        learned += ")"
+    return [
+        ("made at", f"{manifest.created_at} with {versions}"),
+        ("kind", spec.kind),
+        ("layers", "-".join(map(str, spec.widths()))),
+        (
+            "window",
+            f"{spec.window_rows} rows x {counted(len(spec.features), 'feature')}: {', '.join(spec.features)}",
+        ),
+        ("rows made as", spec.transforms or "-"),
+        ("models", f"{manifest.models:,} in all, with {counted(manifest.networks, 'network')}"),
+        ("other series", f"begin with the error {error:.4f} ± {deviation:.4f}"),
+        ("learned from", learned),
+    ]
+
+
+def _tell_series(report: Report) -> None:
+    """The first series of a bundle, as its report tells of them."""
+    typer.echo()
+    rows = [
+        [each.series, each.model, f"{each.counts.learned:,}", f"{each.error:.4f}", f"{each.error_sd:.4f}"]
+        for each in report.series[:_SERIES]
+    ]
+    print_columns(["series", "model", " rows learned", " error", " deviation"], rows)
+    if report.series_count > len(rows):
+        typer.echo(f"and {report.series_count - len(rows):,} more; report.html tells of them")
 
 
 def chosen_bundle(at: Opened, bundle: str | None) -> str:
@@ -242,23 +275,31 @@ def _tell_difference(names: list[str], found: Difference) -> None:
 
 
 @group.command(epilog="Example: `offbeat models promote pumps 3f9a --why 'the new sensors'`")
-def promote(*, stream: StreamName, bundle: BundleId, why: Why, config: ConfigFile = DEFAULT_CONFIG) -> None:
+def promote(
+    *,
+    stream: StreamName,
+    bundle: BundleId,
+    why: Why,
+    config: ConfigFile = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
     """Put a bundle to use, by your own decision: no gate is asked.
 
     Running workers take it up between two batches. It must fit the stream's settings.
     """
     with opened(config, stream, "promote") as at:
-        bundle_id = at.registry.find(at.stream, bundle)
-        _put_to_use(at, bundle_id, why)
+        _put_to_use(at, at.registry.find(at.stream, bundle), why, json=json)
 
 
-def _put_to_use(at: Opened, bundle_id: str, why: str) -> None:
+def _put_to_use(at: Opened, bundle_id: str, why: str, *, json: bool) -> None:
     from models.spec import check_fits
 
     loaded = at.registry.load(at.stream, bundle_id)  # a damaged one would only be refused by the workers
     check_fits(loaded.manifest.spec, bundle_id, at.stream, at.config.stream(at.stream))
     was = at.control.promote(at.stream, bundle_id, why)
-    if was == bundle_id:
+    if json:
+        print_json({"champion": bundle_id, "before": was})
+    elif was == bundle_id:
         typer.echo(f"bundle {bundle_id[:_DIGITS]} is in use for stream {at.stream!r} already")
     else:
         earlier = f" (before: {was[:_DIGITS]})" if was else ""
@@ -266,12 +307,14 @@ def _put_to_use(at: Opened, bundle_id: str, why: str) -> None:
 
 
 @group.command(epilog="Example: `offbeat models rollback pumps --why 'alerts on every shift change'`")
-def rollback(*, stream: StreamName, why: Why, config: ConfigFile = DEFAULT_CONFIG) -> None:
+def rollback(
+    *, stream: StreamName, why: Why, config: ConfigFile = DEFAULT_CONFIG, json: Json = False
+) -> None:
     """Go back to the champion before the one in use; again, and it is the one before that."""
     from offbeat.bundles import before
 
     with opened(config, stream, "rollback") as at:
-        _put_to_use(at, before(at.control.view(), at.stream), f"rolled back: {why}")
+        _put_to_use(at, before(at.control.view(), at.stream), f"rolled back: {why}", json=json)
 
 
 @group.command(epilog="Example: `offbeat models pin pumps 3f9a --why 'the week after the overhaul'`")
@@ -305,6 +348,7 @@ def export(
     bundle: BundleId,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The tar file to write.")],
     config: ConfigFile = DEFAULT_CONFIG,
+    json: Json = False,
 ) -> None:
     """Write a bundle into one tar file, to keep it or to take it to another installation."""
     from offbeat import bundles
@@ -312,7 +356,11 @@ def export(
     with opened(config, stream, "export") as at:
         bundle_id = at.registry.find(at.stream, bundle)
         bundles.export(at.registry, at.stream, bundle_id, file)
-    typer.echo(f"bundle {bundle_id[:_DIGITS]} is written to {file} ({file.stat().st_size:,} bytes)")
+    size = file.stat().st_size
+    if json:
+        print_json({"bundle": bundle_id, "file": str(file), "bytes": size})
+    else:
+        typer.echo(f"bundle {bundle_id[:_DIGITS]} is written to {file} ({size:,} bytes)")
 
 
 @group.command("import", epilog="Example: `offbeat models import pumps pumps.tar`")
@@ -323,12 +371,16 @@ def import_(
         Path, typer.Argument(metavar="FILE", help="A tar file of `export`, or a bundle's folder.")
     ],
     config: ConfigFile = DEFAULT_CONFIG,
+    json: Json = False,
 ) -> None:
     """Take a bundle in after checking it whole; it is not put to use."""
     from offbeat import bundles
 
     with opened(config, stream, "import") as at:
         bundle_id = bundles.bring(at.registry, at.stream, file)
+    if json:
+        print_json({"bundle": bundle_id})
+        return
     typer.echo(
         f"bundle {bundle_id[:_DIGITS]} is in the registry; "
         f"`offbeat models promote {at.stream} {bundle_id[:_DIGITS]} --why ...` puts it to use"
@@ -344,30 +396,34 @@ def gc(
     ] = 3,
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only named.")] = False,
     config: ConfigFile = DEFAULT_CONFIG,
+    json: Json = False,
 ) -> None:
-    """Remove bundles that nothing needs.
+    """Remove bundles that nothing needs, and what killed writers left behind.
 
-    The champion and those that lead to it stay, for rollbacks, and all that judged records which the stream's
-    journal knows, for replays.
+    The champion and those that lead to it stay, for rollbacks, the pinned one, and all that judged records
+    which the stream's journal knows, for replays.
     """
     from offbeat import bundles
 
     with opened(config, stream, "gc") as at:
-        view = at.control.view()
-        every = bundles.listed(at.registry, view, at.stream)
-        needed = set(view.succession(at.stream)) | bundles.replayed(at.config, at.broker, at.stream)
-        needed |= {view.pinned.get(at.stream) or ""}
-        going = bundles.superfluous(every, needed, keep)
-        for each in going:
+        replayed = bundles.replayed(at.config, at.broker, at.stream)
+        found = bundles.rubbish(at.registry, at.control.view(), at.stream, replayed=replayed, keep=keep)
+        for name in (*found.bundles, *found.leftovers):
             if yes:
-                at.registry.delete(at.stream, each.bundle)
-            made = "damaged" if each.manifest is None else f"made {each.manifest.created_at}"
-            typer.echo(f"{'removed' if yes else 'would remove'} {each.bundle[:_DIGITS]} ({made})")
-    kept = counted(len(every) - len(going), "bundle")
-    if going and not yes:
-        typer.echo(f"{kept} would stay; --yes removes what is named")
+                at.registry.delete(at.stream, name)
+    if json:
+        print_json({**dataclasses.asdict(found), "bundles": list(found.bundles), "removed": yes})
+        return
+    verb = "removed" if yes else "would remove"
+    for bundle, made in found.bundles.items():
+        typer.echo(f"{verb} {bundle[:_DIGITS]} ({plain(made)})")
+    if found.leftovers:
+        typer.echo(f"{verb} {counted(len(found.leftovers), 'unfinished bundle')} of writers that were killed")
+    stay = f"{counted(found.kept, 'bundle')} of stream {at.stream!r}"
+    if (found.bundles or found.leftovers) and not yes:
+        typer.echo(f"{stay} would stay; --yes removes what is named")
     else:
-        typer.echo(f"{kept} of stream {at.stream!r} {'stay' if len(every) - len(going) != 1 else 'stays'}")
+        typer.echo(f"{stay} {'stays' if found.kept == 1 else 'stay'}")
 
 
 def add_to(cli: typer.Typer) -> None:

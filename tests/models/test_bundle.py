@@ -8,18 +8,19 @@ import os
 import pickle
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
+from forgery import Evil, forge, forge_model, forge_tensors, header, with_header
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import Bundle, StackScorer, load, save
+from models.bundle import attach
 from models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, parse
 from pipeline.errors import BundleError, NotFound
 
@@ -36,31 +37,6 @@ def saved(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "copy"))
-
-
-def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the manifest and give it a hash that fits, as somebody with intent would."""
-    document = json.loads((folder / MANIFEST_FILE).read_bytes())
-    document["sha256"] = ""
-    change(document)
-    raw = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
-    document["sha256"] = hashlib.sha256(raw).hexdigest()
-    (folder / MANIFEST_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-
-
-def forge_tensors(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the tensors, with hashes that fit."""
-    path = folder / MODEL_FILE
-    arrays = {name: array.copy() for name, array in safetensors.numpy.load(path.read_bytes()).items()}
-    change(arrays)
-    path.write_bytes(safetensors.numpy.save(arrays))
-    forge_entry(folder)
-
-
-def forge_entry(folder: Path) -> None:
-    model = (folder / MODEL_FILE).read_bytes()
-    entry = {"sha256": hashlib.sha256(model).hexdigest(), "size": len(model)}
-    forge(folder, lambda document: document["files"].update({MODEL_FILE: entry}))
 
 
 def refused(folder: Path, reason: str) -> None:
@@ -139,6 +115,16 @@ def test_a_bundle_that_can_be_seen_can_be_loaded(bundle: Bundle, tmp_path: Path)
     assert loaded == [bundle.sha] * len(folders)
 
 
+def test_a_bundle_whose_bytes_come_out_otherwise_here_is_not_written(copy: Path, tmp_path: Path) -> None:
+    model = (copy / MODEL_FILE).read_bytes()
+    forge_model(copy, with_header(model, header(model)))  # the same tensors, and blanks between the words
+
+    with pytest.raises(BundleError, match="another version of safetensors"):
+        save(load(copy), tmp_path / "again")
+
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_save_that_fails_leaves_nothing_behind(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file, not a folder")
 
@@ -153,6 +139,43 @@ def test_a_folder_that_is_not_there_is_not_found(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
+def regions(folder: Path) -> Iterator[tuple[str, str, int, int]]:
+    """Every part of every file: its file, its name, where it begins and where it ends."""
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        if path.name != MODEL_FILE:
+            yield path.name, "all", 0, len(content)
+            continue
+        head, start = header(content), 8 + int.from_bytes(content[:8], "little")
+        yield path.name, "length", 0, 8
+        yield path.name, "header", 8, start
+        for name, entry in head.items():
+            first, last = entry["data_offsets"]
+            if last > first:
+                yield path.name, name, start + first, start + last
+
+
+def test_a_flip_in_any_part_of_any_file_is_refused_by_the_name_of_the_file(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    told = attach(bundle, {"report.json": b'{"rows": 1}', "report.html": b"<p>1 row</p>"})
+    save(told, tmp_path / "good")
+    parts = list(regions(tmp_path / "good"))
+    assert {name for _, name, _, _ in parts} >= {"length", "header", "weight.0", "series", "canary.errors"}
+    assert {name for name, _, _, _ in parts} == {*FILES, "report.json", "report.html"}
+
+    for name, _, first, last in parts:
+        path = tmp_path / "good" / name
+        good = path.read_bytes()
+        for place in {first, (first + last) // 2, last - 1}:
+            content = bytearray(good)
+            content[place] ^= 0x10
+            path.write_bytes(content)
+            refused(tmp_path / "good", name)
+        path.write_bytes(good)
+    assert load(tmp_path / "good").sha == told.sha
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(FILES), st.integers(0, 100_000), st.integers(1, 255))
 def test_a_flip_of_any_byte_of_any_file_is_refused(
@@ -164,6 +187,20 @@ def test_a_flip_of_any_byte_of_any_file_is_refused(
     (folder / name).write_bytes(content)
 
     refused(folder, "is refused")
+
+
+def test_a_number_that_is_not_finite_is_refused_in_every_tensor(saved: Path, tmp_path: Path) -> None:
+    names = [
+        name
+        for name, entry in header((saved / MODEL_FILE).read_bytes()).items()
+        if entry["dtype"].startswith("F") and entry["data_offsets"][1] > entry["data_offsets"][0]
+    ]
+    assert {"weight.0", "bias.3", "scaling.median", "calibration", "canary.tail"} <= set(names)
+
+    for name in names:
+        folder = Path(shutil.copytree(saved, tmp_path / name))
+        forge_tensors(folder, spoil(name, ..., np.nan))
+        refused(folder, f"{name} has numbers that are not finite")
 
 
 def test_a_manifest_with_one_word_changed_is_refused(copy: Path) -> None:
@@ -180,6 +217,14 @@ def test_a_truncated_file_is_refused(copy: Path, name: str, keep: float) -> None
     os.truncate(copy / name, int(size * keep))
 
     refused(copy, name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_regular_file_is_refused_unopened(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)  # whoever opens it waits for ever
+
+    refused(copy, f"{name} cannot be read")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -200,6 +245,27 @@ def test_shapes_beyond_the_bound_are_refused_before_anything_is_allocated(copy: 
     forge(copy, lambda document: document.update(models=1 << 40))
 
     refused(copy, "the bound is")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda document: document.update(models=1 << 200),
+        lambda document: document.update(models=1 << 62, networks=1 << 62),
+        lambda document: document.update(schema=1 << 63),
+        lambda document: document["spec"].update(window_rows=1 << 62),
+        lambda document: document["spec"].update(code=1 << 62),
+        lambda document: document["spec"].update(hidden=[65_536] * 10_000),
+        lambda document: document["files"][MODEL_FILE].update(size=1 << 62),
+        lambda document: document["files"][MODEL_FILE].update(size=-1),
+    ],
+)
+def test_huge_numbers_in_a_manifest_are_refused(
+    copy: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    forge(copy, change)
+
+    refused(copy, "is refused")
 
 
 def test_a_file_larger_than_its_shapes_is_refused_unread(copy: Path) -> None:
@@ -272,67 +338,57 @@ def test_tensors_that_do_not_fit_are_refused_though_their_hashes_do(
 
 
 def test_what_is_no_safetensors_file_is_refused_though_its_hash_fits(copy: Path) -> None:
-    (copy / MODEL_FILE).write_bytes(b"\xff" * 4_000)
-    forge_entry(copy)
+    forge_model(copy, b"\xff" * 4_000)
 
     refused(copy, f"{MODEL_FILE} cannot be read")
-
-
-def rehead(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the header of the tensors' file, with a length and hashes that fit."""
-    path = folder / MODEL_FILE
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    change(header)
-    raw = json.dumps(header).encode()
-    path.write_bytes(len(raw).to_bytes(8, "little") + raw + content[8 + length :])
-    forge_entry(folder)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda header: header["bias.0"].update(data_offsets=[0, 1 << 62]),
-        lambda header: header["bias.0"].update(data_offsets=[-8, 0]),
-        lambda header: header["bias.0"].update(data_offsets=[9, 3]),
-        lambda header: header["bias.0"].update(data_offsets=header["weight.0"]["data_offsets"]),
-        lambda header: header["bias.0"].update(shape=[1 << 40, 1 << 40]),
-        lambda header: header["bias.0"].update(shape=[-1]),
-        lambda header: header["bias.0"].update(dtype="OBJECT"),
-        lambda header: header.update({"../../bias.9": header["bias.0"]}),
+        lambda head: head["bias.0"].update(data_offsets=[0, 1 << 62]),
+        lambda head: head["bias.0"].update(data_offsets=[-8, 0]),
+        lambda head: head["bias.0"].update(data_offsets=[9, 3]),
+        lambda head: head["bias.0"].update(data_offsets=head["weight.0"]["data_offsets"]),
+        lambda head: head["bias.0"].update(shape=[1 << 40, 1 << 40]),
+        lambda head: head["bias.0"].update(shape=[-1]),
+        lambda head: head["bias.0"].update(dtype="OBJECT"),
+        lambda head: head.update({"../../bias.9": head["bias.0"]}),
     ],
 )
 def test_hostile_shapes_and_offsets_of_tensors_are_refused(
     copy: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
-    rehead(copy, change)
+    model = (copy / MODEL_FILE).read_bytes()
+    head = header(model)
+    change(head)
+    forge_model(copy, with_header(model, head))
 
     refused(copy, f"{MODEL_FILE} cannot be read")
 
 
-class Evil:
-    """What runs where somebody unpickles it."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("/tmp/offbeat-was-unpickled"),)  # noqa: S108 - never made
-
-
-def test_a_pickle_in_place_of_tensors_is_refused_and_never_run(copy: Path) -> None:
-    (copy / MODEL_FILE).write_bytes(pickle.dumps(Evil()))
-    forge_entry(copy)
+@pytest.mark.parametrize("length", [0, 1, 1 << 20, 1 << 40, (1 << 64) - 1])
+def test_a_header_of_another_length_is_refused(copy: Path, length: int) -> None:
+    forge_model(copy, length.to_bytes(8, "little") + (copy / MODEL_FILE).read_bytes()[8:])
 
     refused(copy, f"{MODEL_FILE} cannot be read")
-    assert not Path("/tmp/offbeat-was-unpickled").exists()  # noqa: S108
 
 
-def test_a_pickle_beside_the_model_is_not_even_opened(copy: Path) -> None:
-    (copy / "weights.pkl").write_bytes(pickle.dumps(Evil()))
+def test_a_pickle_in_place_of_tensors_is_refused_and_never_run(copy: Path, tmp_path: Path) -> None:
+    forge_model(copy, pickle.dumps(Evil(tmp_path / "trace")))
+
+    refused(copy, f"{MODEL_FILE} cannot be read")
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_pickle_beside_the_model_is_not_even_opened(copy: Path, tmp_path: Path) -> None:
+    (copy / "weights.pkl").write_bytes(pickle.dumps(Evil(tmp_path / "trace")))
 
     load(copy)  # it names no such file
     forge(copy, lambda document: document["files"].update({"weights.pkl": document["files"][MODEL_FILE]}))
 
     refused(copy, "names files")
+    assert not (tmp_path / "trace").exists()
 
 
 @settings(max_examples=60)

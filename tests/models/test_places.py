@@ -5,10 +5,14 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from models import Bundle, Registry
 from models.bundle import attach
@@ -45,11 +49,77 @@ def test_a_bundle_without_its_manifest_is_none_yet(bundle: Bundle, url: str) -> 
     files, path = fsspec.url_to_fs(f"{url}/pumps/{bundle_id}/{MANIFEST_FILE}")
     files.rm_file(path)
 
+    assert registry.bundles("pumps") == []
+    assert registry.manifests("pumps") == {}
+    with pytest.raises(NotFound, match="has no bundle"):
+        registry.find("pumps", bundle_id)
     with pytest.raises(BundleError, match=r"manifest\.json cannot be read"):
         registry.load("pumps", bundle_id)
 
     registry.save("pumps", bundle)  # whoever writes it again completes it
     assert registry.load("pumps", bundle_id).sha == bundle_id
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_what_a_killed_writer_left_is_found_once_it_is_old(
+    bundle: Bundle, url: str, tmp_path: Path, *, away: bool
+) -> None:
+    registry = Registry(url if away else tmp_path)
+    bundle_id = registry.save("pumps", bundle)
+    other = registry.save("pumps", attach(bundle, {"report.json": b"{}"}))
+    files, path = fsspec.url_to_fs(f"{url if away else tmp_path}/pumps")
+    files.rm_file(f"{path}/{other}/{MANIFEST_FILE}")  # as an object store is left
+    draft = f".{bundle_id}.{uuid.uuid4().hex}"  # as a disk is
+    files.makedirs(f"{path}/{draft}")
+    files.pipe_file(f"{path}/{draft}/{MODEL_FILE}", b"half a mod")
+
+    now = datetime.now(UTC)
+    assert registry.leftovers("pumps", now - timedelta(minutes=1)) == []  # a writer may be at work
+    assert registry.leftovers("pumps", now + timedelta(minutes=1)) == sorted([draft, other])
+
+    for name in (draft, other):
+        registry.delete("pumps", name)
+    assert registry.leftovers("pumps", now + timedelta(minutes=1)) == []
+    assert registry.bundles("pumps") == [bundle_id]
+    with pytest.raises(NotFound, match="no id"):
+        registry.delete("pumps", "..")
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_writers_of_one_bundle_agree(bundle: Bundle, url: str, tmp_path: Path, *, away: bool) -> None:
+    registries = [Registry(url if away else tmp_path) for _ in range(8)]
+
+    with ThreadPoolExecutor(8) as pool:
+        saved = list(pool.map(lambda each: each.save("pumps", bundle), registries))
+
+    assert set(saved) == {bundle.sha}
+    assert registries[0].load("pumps", bundle.sha).sha == bundle.sha
+    assert away or [each.name for each in (tmp_path / "pumps").iterdir()] == [bundle.sha]
+
+
+class Troubled(MemoryFileSystem):
+    """A store whose client has errors of its own, as those of S3 and its like have."""
+
+    protocol = "troubled"
+
+    def _trouble(self, *_: object, **__: object) -> NoReturn:
+        raise RuntimeError("no credentials")
+
+    info = isdir = ls = exists = _trouble
+
+
+def test_a_store_that_fails_in_its_own_way_is_down(bundle: Bundle) -> None:
+    fsspec.register_implementation("troubled", Troubled, clobber=True)
+    registry = Registry("troubled://models")
+
+    for asked in (
+        lambda: registry.bundles("pumps"),
+        lambda: registry.load("pumps", "0" * 64),
+        lambda: registry.file("pumps", "0" * 64, "report.json"),
+        lambda: registry.save("pumps", bundle),
+    ):
+        with pytest.raises(StoreDown, match="no credentials"):
+            asked()
 
 
 def test_the_manifest_is_written_last(bundle: Bundle, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import io
+import os
+import pickle
+import re
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
-from installation import Installation
+from forgery import Evil, filed, forge, forge_model, forge_tensors
+from installation import Installation, Program, wait_until
 
 from models import Registry
 from models.bundle import attach
+from models.manifest import MANIFEST_FILE, MODEL_FILE
+from offbeat.app import StreamModels
 from offbeat.controls import Control
 from pipeline.bus import connect
 from pipeline.config import load
+from pipeline.control import Refused, send
+from pipeline.errors import BundleError
 
 SMALL = """
   sensors:
@@ -74,17 +84,7 @@ def test_the_list_says_which_bundle_is_in_use_and_which_came_before_it(installat
 
     assert [each["role"] for each in found] == [None, "before", "champion"]
     assert [each["spec"]["window_rows"] for each in found] == [4, 4, 4]
-    assert table[0].split() == [
-        "bundle",
-        "made",
-        "at",
-        "kind",
-        "models",
-        "layers",
-        "learned",
-        "from",
-        "role",
-    ]
+    assert table[0].split() == ["bundle", "made", "at", "kind", "models", "layers", "learned", "from", "role"]
     assert table[3].startswith(found[2]["bundle"][:12])
     assert table[3].endswith("1 file        champion")
 
@@ -97,6 +97,9 @@ def test_a_bundle_is_shown_in_full_with_who_promoted_it_and_why(installation: In
     assert f"trained on {installation.folder.parent}" not in text
     assert "promoted" in text
     assert "(offbeat train): trained on" in text
+    assert "1 file (300 of 300 rows, 2026-01-01T00:00:00+00:00 to 2026-01-01T04:59:00+00:00)" in text
+    assert text.splitlines()[-2].split() == ["series", "model", "rows", "learned", "error", "deviation"]
+    assert text.splitlines()[-1].split()[:3] == ["bb", "own", "300"]
     [shown] = installation.json("models", "show", "sensors", ids(installation)[0][:6])
     assert shown["bundle"] == ids(installation)[0]
     assert shown["role"] is None
@@ -146,6 +149,47 @@ def test_a_pinned_bundle_is_named_and_stays_until_it_is_unpinned(installation: I
     installation.ok("models", "unpin", "sensors", "--why", "new pumps")
     installation.ok("models", "gc", "--keep", "0", "--yes")
     assert extra not in ids(installation)
+
+
+def test_a_champion_that_is_gone_is_named_and_nothing_else_is_removed(installation: Installation) -> None:
+    first, second, third = ids(installation)
+    shutil.rmtree(installation.folder / "models" / "sensors" / third)
+
+    [missing] = [each for each in installation.json("models", "list") if each["damage"]]
+    assert (missing["bundle"], missing["role"]) == (third, "champion")
+    assert "missing" in installation.ok("models", "list")
+    assert "bring it back" in complaint(installation, "models", "gc", "--keep", "0", "--yes")
+    assert ids(installation) == [third, first, second]
+
+
+def test_a_rollback_to_a_bundle_that_is_gone_changes_nothing(installation: Installation) -> None:
+    _, second, third = ids(installation)
+    shutil.rmtree(installation.folder / "models" / "sensors" / second)
+
+    said = complaint(installation, "models", "rollback", "sensors", "--why", "x")
+
+    assert "there is no bundle at" in said
+    assert second in said
+    assert in_use(installation) == third
+
+
+def test_a_refused_challenger_is_named_until_somebody_promotes_it(
+    installation: Installation,
+) -> None:
+    extra = orphan(installation)
+    told = {"stream": "sensors", "at": datetime.now(UTC), "who": "the gate", "why": "it finds less"}
+    config = load(installation.config)
+    with closing(connect(config.bus)) as broker:
+        producer = broker.producer()
+        producer.send([send(Refused(**told, bundle=extra, fence=1), config.control_topic)])
+        producer.flush()
+
+    assert [each["role"] for each in installation.json("models", "list") if each["bundle"] == extra] == [
+        "refused"
+    ]
+    assert "by the gate: it finds less" in installation.ok("models", "show", "sensors", extra)
+    installation.ok("models", "promote", "sensors", extra, "--why", "it is right")
+    assert in_use(installation) == extra
 
 
 def test_a_bundle_that_was_rolled_back_can_be_promoted_again(installation: Installation) -> None:
@@ -227,6 +271,88 @@ def test_a_worker_keeps_its_model_where_a_damaged_one_was_promoted(
     assert (row["bundle"], row["next_offset"]) == (third, 100)
 
 
+def forged(good: Path, change: Callable[[Path], object]) -> str:
+    """A bundle beside another one, under its own id; returns that."""
+    folder = Path(shutil.copytree(good, good.parent / "forged"))
+    change(folder)
+    return filed(folder).name
+
+
+def cut(folder: Path) -> None:
+    forge(folder, lambda document: document.update(created_at="2027-01-01T00:00:00Z"))
+    os.truncate(folder / MODEL_FILE, 1_000)
+
+
+def spoil(folder: Path) -> None:
+    forge_tensors(folder, lambda arrays: arrays["weight.0"].fill(np.nan))
+
+
+def pickled(folder: Path) -> None:
+    forge_model(folder, pickle.dumps(Evil(folder.parent / "trace")))
+
+
+def swell(folder: Path) -> None:
+    forge(folder, lambda document: document.update(models=1 << 62))
+
+
+def climb(folder: Path) -> None:
+    forge(
+        folder, lambda document: document["files"].update({"../x/report.json": document["files"][MODEL_FILE]})
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (cut, f"{MODEL_FILE} does not match its hash"),
+        (spoil, "weight.0 has numbers that are not finite"),
+        (pickled, f"{MODEL_FILE} cannot be read"),
+        (swell, "the bound is"),
+        (climb, f"{MANIFEST_FILE} names files"),
+    ],
+)
+def test_no_forged_bundle_comes_to_a_worker_and_each_is_refused_in_its_own_words(
+    installation: Installation, change: Callable[[Path], object], says: str
+) -> None:
+    first, *_ = ids(installation)
+    good = installation.folder / "models" / "sensors" / first
+    bundle, config = forged(good, change), load(installation.config)
+
+    with pytest.raises(BundleError, match=re.escape(says)):
+        StreamModels(config, "sensors").scorer(bundle, config.stream("sensors"))
+
+    assert says in complaint(installation, "models", "promote", "sensors", bundle, "--why", "x")
+    assert not (good.parent / "trace").exists()
+
+
+def test_a_running_worker_goes_on_with_its_champion_when_a_damaged_one_is_promoted(
+    installation: Installation, control: Control
+) -> None:
+    first, _, third = ids(installation)
+    bundle = forged(installation.folder / "models" / "sensors" / first, cut)
+    told = rows(installation.folder / "live.csv", "a", 100).read_text().splitlines()
+    (installation.folder / "one.csv").write_text("\n".join(told[:51]) + "\n")
+    (installation.folder / "two.csv").write_text("\n".join([told[0], *told[51:]]) + "\n")
+    topic = ("produce", "files", "--stream", "sensors", "--series-column", "series")
+    installation.ok(*topic, str(installation.folder / "one.csv"))
+    worker = Program(installation, "detect")
+    try:
+        wait_until(lambda: worker.said(doing="live", bundle_id=third), "the worker is live")
+        control.promote("sensors", bundle, "nobody looked")
+        wait_until(lambda: "goes on as it is" in worker.log.read_text(), "the worker refuses it")
+        installation.ok(*topic, str(installation.folder / "two.csv"))
+        wait_until(lambda: committed(installation) == 100, "the worker goes on")
+        control.promote("sensors", first, "this one is whole")
+        wait_until(lambda: f"model {first[:12]} from offset 100 on" in worker.log.read_text(), "it is taken")
+    finally:
+        worker.end()
+
+
+def committed(installation: Installation) -> int:
+    with closing(connect(load(installation.config).bus)) as broker:
+        return sum(broker.admin().committed("offbeat.sensors.detect", "sensors").values())
+
+
 class TestMoving:
     def test_an_exported_bundle_comes_back_as_it_was(
         self, installation: Installation, tmp_path: Path
@@ -241,7 +367,9 @@ class TestMoving:
         shutil.rmtree(installation.folder / "models" / "sensors" / first)
 
         text = installation.ok("models", "import", "sensors", str(tmp_path / "one.tar"))
+        [again] = installation.json("models", "import", "sensors", str(tmp_path / "one.tar"))
 
+        assert again == {"bundle": first}
         assert f"bundle {first[:12]} is in the registry" in text
         assert first in ids(installation)
         assert in_use(installation) != first
@@ -298,6 +426,46 @@ class TestMoving:
 
         assert "once each" in complaint(installation, "models", "import", "sensors", str(hostile))
 
+    def test_members_that_say_to_be_more_than_there_is_are_refused(
+        self, installation: Installation, exported: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "x.tar"
+        huge, sparse = tarfile.TarInfo("a/report.html"), tarfile.TarInfo("a/report.html")
+        huge.size, sparse.size, sparse.type = 1 << 42, 0, tarfile.GNUTYPE_SPARSE
+
+        path.write_bytes(huge.tobuf(tarfile.GNU_FORMAT) + exported.read_bytes())
+        assert "'a/report.html' would have" in complaint(
+            installation, "models", "import", "sensors", str(path)
+        )
+        path.write_bytes(sparse.tobuf(tarfile.GNU_FORMAT) + exported.read_bytes())
+        assert "it holds 'a/report.html'" in complaint(installation, "models", "import", "sensors", str(path))
+
+    def test_headers_in_headers_without_end_are_refused(
+        self, installation: Installation, tmp_path: Path
+    ) -> None:
+        header = tarfile.TarInfo("a/x")
+        header.type, header.size = tarfile.XHDTYPE, 512
+        path = tmp_path / "x.tar"
+        path.write_bytes((header.tobuf() + bytes(512)) * 5_000)
+
+        assert "is refused" in complaint(installation, "models", "import", "sensors", str(path))
+
+    def test_a_pipe_is_not_waited_for(self, installation: Installation, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "x.tar")
+
+        assert "is no regular file" in complaint(
+            installation, "models", "import", "sensors", str(tmp_path / "x.tar")
+        )
+
+    def test_a_file_with_more_than_a_bundle_can_hold_is_refused_unread(
+        self, installation: Installation, exported: Path
+    ) -> None:
+        os.truncate(exported, 1 << 34)
+
+        assert "is no regular file of up to" in complaint(
+            installation, "models", "import", "sensors", str(exported)
+        )
+
     @pytest.mark.parametrize("content", [b"", b"\x80\x04N.", b"\x1f\x8b\x08\x00", b"PK\x03\x04"])
     def test_what_is_no_tar_file_is_refused(
         self, installation: Installation, tmp_path: Path, content: bytes
@@ -337,7 +505,7 @@ class TestRemoving:
         text = installation.ok("models", "gc", "--keep", "0")
 
         assert f"would remove {extra[:12]}" in text
-        assert "3 bundles would stay; --yes removes what is named" in text
+        assert "3 bundles of stream 'sensors' would stay; --yes removes what is named" in text
         assert extra in ids(installation)
 
     def test_what_is_in_use_or_leads_to_it_stays(self, installation: Installation) -> None:
@@ -347,6 +515,20 @@ class TestRemoving:
 
         assert f"removed {extra[:12]}" in text
         assert ids(installation) == [each for each in before if each != extra]
+
+    def test_what_a_killed_writer_left_is_removed_once_it_is_old(self, installation: Installation) -> None:
+        folder = installation.folder / "models" / "sensors"
+        old, young = (folder / f".{'0' * 64}.{digit * 32}" for digit in "ab")
+        for each in (old, young):
+            each.mkdir()
+        os.utime(old, (0, 0))
+
+        assert "would remove 1 unfinished bundle of" in installation.ok("models", "gc")
+        [found] = installation.json("models", "gc", "--yes")
+
+        assert found == {"bundles": [], "leftovers": [old.name], "kept": 3, "removed": True}
+        assert not old.exists()
+        assert young.exists()
 
     def test_some_that_nothing_needs_are_kept_unless_asked(self, installation: Installation) -> None:
         orphan(installation)

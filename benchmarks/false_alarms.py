@@ -8,7 +8,6 @@ each way to set a rule. It wants the Numenta Anomaly Benchmark: a folder with `n
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,9 +28,9 @@ from labelled import (
     data_folder,
     fired_ns,
     nab,
+    publish,
     train,
     watch,
-    write_page,
 )
 
 from models import StackScorer
@@ -120,12 +119,7 @@ def main() -> int:
     }
     table = _table(report)
     print(table)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written: {options.output}")
-    if options.page:
-        write_page(options.page, "false-alarms", table)
-        print(f"written: {options.page}")
+    publish(report, options.output, options.page, "false-alarms", table)
     return 0
 
 

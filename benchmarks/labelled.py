@@ -334,6 +334,20 @@ def counted(series: Series, fired_ns: Int64s) -> Found:
     return Found(len(fired), int((~inside.any(axis=1)).sum()), delays, which)
 
 
+def publish(report: dict[str, Any], output: Path, page: Path | None, mark: str, table: str) -> None:
+    """Write a report to its file and, where there is a page, its table to that; says what was written.
+
+    Raises:
+        ValueError: as :func:`write_page`.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"written: {output}")
+    if page:
+        write_page(page, mark, table)
+        print(f"written: {page}")
+
+
 def write_page(page: Path, mark: str, table: str) -> None:
     """Put a table between the marks of a page that belong to the make target ``mark``.
 

@@ -8,7 +8,6 @@ control stands beside the default. It wants `nab/`, `smd/` and `skab/` in a fold
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,11 +30,11 @@ from labelled import (
     data_folder,
     fired_ns,
     nab,
+    publish,
     skab,
     smd,
     train,
     watch,
-    write_page,
 )
 from measures import average_precision, event_f1, hit_rate, nab_points, nab_score, vus_pr
 
@@ -170,12 +169,7 @@ def main() -> int:
             report[name]["contamination"] = contaminate(data, options.kept)
             tables.append(_contamination_table(report[name]["contamination"]))
         print("\n\n".join(tables[shown:]) + f"\n\n{time.monotonic() - began:.0f} s", flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written: {options.output}")
-    if options.page:
-        write_page(options.page, "quality", "\n\n".join(tables))
-        print(f"written: {options.page}")
+    publish(report, options.output, options.page, "quality", "\n\n".join(tables))
     return 0
 
 

@@ -9,7 +9,6 @@ minutes on two cores.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -25,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402 - the path comes first
 import torch  # noqa: E402
-from labelled import write_page  # noqa: E402
+from labelled import publish  # noqa: E402
 
 from models import ModelSpec, Progress  # noqa: E402
 from models.autoencoder import Autoencoder, helpers  # noqa: E402
@@ -70,12 +69,7 @@ def main() -> int:
     }
     table = _table(report)
     print(table)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written: {options.output}")
-    if options.page:
-        write_page(options.page, "stacks", table)
-        print(f"written: {options.page}")
+    publish(report, options.output, options.page, "stacks", table)
     return 0
 
 

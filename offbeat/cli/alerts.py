@@ -12,7 +12,7 @@ import typer
 
 from offbeat.cli import feedback
 from offbeat.cli.columns import print_columns, print_features
-from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, load_config, print_json
+from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, Seconds, load_config, print_json
 from offbeat.cli.stopping import stopping
 from offbeat.cli.stored import stored_alerts
 
@@ -60,9 +60,7 @@ def tail(
     lines: Annotated[
         int, typer.Option("--lines", "-n", metavar="N", min=0, help="Of the past, to begin with.")
     ] = 10,
-    seconds: Annotated[
-        float | None, typer.Option("--seconds", metavar="S", min=0, help="Stop after so long.")
-    ] = None,
+    seconds: Seconds = None,
     config: ConfigFile = DEFAULT_CONFIG,
     json: Json = False,
 ) -> None:

@@ -13,14 +13,17 @@ from offbeat.cli.options import (
     DEFAULT_CONFIG,
     ConfigFile,
     Json,
+    Seconds,
     StreamArgument,
     chosen_stream,
     load_config,
 )
-from offbeat.cli.roles import Teller, retried, stop_with_parent
+from offbeat.cli.roles import MetricsPort, Teller, retried, serving, stop_with_parent
 from offbeat.cli.stopping import GRACE_S, Stop, stopping
 
 if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
     from pipeline.config import Config
     from pipeline.status import Processed, Status
 
@@ -52,9 +55,7 @@ def detect(
             help="This worker's number; default: the first that is free.",
         ),
     ] = None,
-    seconds: Annotated[
-        float | None, typer.Option("--seconds", metavar="S", min=0, help="Stop after so long.")
-    ] = None,
+    seconds: Seconds = None,
     until_idle: Annotated[
         float | None,
         typer.Option(
@@ -64,12 +65,7 @@ def detect(
             help="Stop when all is read and nothing came for so many seconds.",
         ),
     ] = None,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(
-            "--metrics-port", metavar="PORT", min=1, max=65_535, help="Serve Prometheus metrics on 127.0.0.1."
-        ),
-    ] = None,
+    metrics_port: MetricsPort = None,
     json: Json = False,
 ) -> None:
     """Watch a stream: read its topic, score, publish alerts. One worker; start several for more.
@@ -118,8 +114,7 @@ def _work(
         parts = opened.enter_context(
             app.open_parts(config, name, slot, observe=observe, notice=teller.notice, wait=stop.wait)
         )
-        if port is not None:
-            _serve_metrics(opened, name, teller, port)
+        opened.enter_context(serving(lambda: _collector(name, teller), port))
         # What has been imported and opened is no garbage: looking through it took a batch 60 to 100 ms.
         gc.collect()
         gc.freeze()
@@ -127,14 +122,12 @@ def _work(
     teller.tell(dataclasses.replace(status, doing="stopped", message="stopped"))
 
 
-def _serve_metrics(opened: ExitStack, name: str, teller: Teller[Status], port: int) -> None:
-    from pipeline import metrics
+def _collector(name: str, teller: Teller[Status]) -> Collector:
+    from pipeline.metrics import StatusCollector
     from pipeline.status import Status
 
     nothing = Status("starting", "starting")
-    server = metrics.serve(metrics.StatusCollector(name, lambda: teller.status or nothing), port)
-    opened.callback(server.server_close)
-    opened.callback(server.shutdown)
+    return StatusCollector(name, lambda: teller.status or nothing)
 
 
 def add_to(cli: typer.Typer) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, load_config
+from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, Seconds, load_config
 from offbeat.cli.stopping import stopping
 from pipeline.errors import NotFound
 
@@ -32,9 +32,7 @@ def tail(
     lines: Annotated[
         int, typer.Option("--lines", "-n", metavar="N", min=0, help="Of the past, to begin with.")
     ] = 10,
-    seconds: Annotated[
-        float | None, typer.Option("--seconds", metavar="S", min=0, help="Stop after so long.")
-    ] = None,
+    seconds: Seconds = None,
     config: ConfigFile = DEFAULT_CONFIG,
     json: Json = False,
 ) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from offbeat.cli.columns import counted
-from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, load_config
+from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, Seconds, load_config
 from offbeat.cli.roles import Teller, retried, stop_with_parent
 from offbeat.cli.stopping import GRACE_S, Stop, stopping
 
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 def notify(
     *,
     config: ConfigFile = DEFAULT_CONFIG,
-    seconds: Annotated[
-        float | None, typer.Option("--seconds", metavar="S", min=0, help="Stop after so long.")
-    ] = None,
+    seconds: Seconds = None,
     json: Json = False,
 ) -> None:
     """Decide what people are told: incidents of all streams, silences, repeats. One works, others stand by.

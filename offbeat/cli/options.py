@@ -19,6 +19,7 @@ ConfigFile = Annotated[
 ]
 DEFAULT_CONFIG = Path("offbeat.yaml")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Seconds = Annotated[float | None, typer.Option("--seconds", metavar="S", min=0, help="Stop after so long.")]
 StreamArgument = Annotated[
     str | None,
     typer.Argument(metavar="[STREAM]", help="Its name; may be left out where there is only one."),

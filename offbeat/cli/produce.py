@@ -16,6 +16,7 @@ from offbeat.cli.options import (
     DEFAULT_CONFIG,
     ConfigFile,
     Json,
+    Seconds,
     chosen_stream,
     load_config,
     parsed_time,
@@ -61,7 +62,6 @@ Partitions = Annotated[
     int,
     typer.Option("--partitions", metavar="N", min=1, max=10_000, help="Of the topic, if it has to be made."),
 ]
-Seconds = Annotated[float | None, typer.Option("--seconds", metavar="S", min=0, help="Stop after so long.")]
 Events = Annotated[
     int | None, typer.Option("--events", metavar="N", min=1, help="Stop after so many events.")
 ]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,12 +12,13 @@ from offbeat.cli.options import (
     DEFAULT_CONFIG,
     ConfigFile,
     Json,
+    Seconds,
     StreamArgument,
     chosen_stream,
     load_config,
     print_json,
 )
-from offbeat.cli.roles import Teller, retried, stop_with_parent
+from offbeat.cli.roles import MetricsPort, Teller, retried, serving, stop_with_parent
 from offbeat.cli.stopping import GRACE_S, Stop, stopping
 from pipeline.errors import ConfigError
 
@@ -40,15 +40,8 @@ def retrain(
     why: Annotated[
         str | None, typer.Option("--why", help="The reason, for the audit log; --force needs one.")
     ] = None,
-    seconds: Annotated[
-        float | None, typer.Option("--seconds", metavar="S", min=0, help="Stop after so long.")
-    ] = None,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(
-            "--metrics-port", metavar="PORT", min=1, max=65_535, help="Serve Prometheus metrics on 127.0.0.1."
-        ),
-    ] = None,
+    seconds: Seconds = None,
+    metrics_port: MetricsPort = None,
     json: Json = False,
 ) -> None:
     """Keep a stream's model fresh: train one when it is due, and put it to use if the gate finds it no worse.
@@ -112,24 +105,12 @@ def _work(config: Config, name: str, stop: Stop, teller: Teller[Status], port: i
                 config, name, who("offbeat retrain"), should_stop=stop, notice=teller.notice, wait=stop.wait
             )
         )
-        if port is not None:
-            opened.enter_context(_served(name, teller, port))
+        nothing = retrainer.Status("starting")
+        opened.enter_context(
+            serving(lambda: retrainer.StatusCollector(name, lambda: teller.status or nothing), port)
+        )
         status = retrainer.run(parts, on_status=teller.on_status)
     teller.tell(dataclasses.replace(status, doing="stopped", message="", fraction=None, next_at=None))
-
-
-@contextmanager
-def _served(name: str, teller: Teller[Status], port: int) -> Iterator[None]:
-    from consumers.retrainer import Status, StatusCollector
-    from pipeline import metrics
-
-    nothing = Status("starting")
-    server = metrics.serve(StatusCollector(name, lambda: teller.status or nothing), port)
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def _sentence(status: Status, told: str) -> str:

@@ -7,9 +7,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, TypeVar
 
 import typer
 
@@ -18,6 +19,15 @@ from offbeat.cli.stopping import Stop
 from offbeat.supervisor import SUPERVISED
 from pipeline.errors import BusDown, StoreDown
 
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port", metavar="PORT", min=1, max=65_535, help="Serve Prometheus metrics on 127.0.0.1."
+    ),
+]
 STATUS_S = 5.0
 MOST_RETRY_S = 10.0
 
@@ -96,6 +106,26 @@ def retried(work: Callable[[], None], stop: Stop, notice: Callable[[str], None],
             pause_s = min(2 * pause_s, MOST_RETRY_S)
         else:
             return
+
+
+@contextmanager
+def serving(collector: Callable[[], Collector], port: int | None) -> Iterator[None]:
+    """Serve what a collector tells on a port until the context is left; without one nothing is even loaded.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    if port is None:
+        yield
+        return
+    from pipeline import metrics
+
+    server = metrics.serve(collector(), port)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def stop_with_parent(stop: Stop) -> None:

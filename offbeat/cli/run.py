@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, load_config, print_json
+from offbeat.cli.options import DEFAULT_CONFIG, ConfigFile, Json, Seconds, load_config, print_json
 from offbeat.cli.stopping import stopping
 
 
@@ -20,9 +20,7 @@ def run(
     workers: Annotated[
         int, typer.Option("--workers", metavar="N", min=1, max=64, help="Worker processes of each stream.")
     ] = 1,
-    seconds: Annotated[
-        float | None, typer.Option("--seconds", metavar="S", min=0, help="Stop after so long.")
-    ] = None,
+    seconds: Seconds = None,
     json: Json = False,
 ) -> None:
     """Run every stream: `detect` for each stream and slot, `retrain` for each stream, and `notify`.

@@ -1,21 +1,24 @@
-"""The script that one process of a burst runs: busy until its time is over or its parent is gone.
+"""The script that one process of a pair runs: a byte is passed until time is over, or parent or partner gone.
 
 Standard library only: it is started by its path, in isolated mode, so that the load begins at once.
 """
 
+import contextlib
 import os
 import sys
 import time
 
 
-def busy(seconds: float, parent_pid: int) -> None:
-    """Keep one core busy for ``seconds``, less when the process ``parent_pid`` is no longer the parent."""
+def pass_back(seconds: float, parent_pid: int) -> None:
+    """Send back each byte that comes by standard input, a socket, so that the two take turns.
+
+    Ends after ``seconds``, less when the partner or ``parent_pid`` is gone.
+    """
     until = time.monotonic() + seconds
-    while time.monotonic() < until and os.getppid() == parent_pid:
-        for _ in range(10_000):
-            pass
+    with contextlib.suppress(ConnectionError):  # the partner ended first
+        while time.monotonic() < until and os.getppid() == parent_pid and (byte := os.read(0, 1)):
+            os.write(0, byte)
 
 
 if __name__ == "__main__":
-    os.nice(10)  # whoever watches the burst keeps a share of the machine
-    busy(float(sys.argv[1]), int(sys.argv[2]))
+    pass_back(float(sys.argv[1]), int(sys.argv[2]))

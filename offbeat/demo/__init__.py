@@ -45,7 +45,7 @@ def run(seconds: float, *, as_json: bool, bus: str | None, state: str | None) ->
 
     Raises:
         ConfigError: too few seconds, or a folder that cannot be written.
-        OffbeatError: no alert followed the burst; or a part failed, with its own class.
+        OffbeatError: no alert began with the burst; or a part failed, with its own class.
     """
     if not seconds >= LEAST_SECONDS:
         raise ConfigError(f"--seconds is {seconds:g}; training needs readings of {LEAST_SECONDS:g} s or more")
@@ -69,10 +69,7 @@ def run(seconds: float, *, as_json: bool, bus: str | None, state: str | None) ->
     else:
         view.summary(scene, text, play.found, kept=[url for url in (bus, state) if url is not None])
     if not play.found:
-        raise OffbeatError(
-            f"no alert followed the burst of load: just before it, {play.cpu_before:.0f} % of the processors "
-            "were in use; run the demo again when this machine is quieter"
-        )
+        raise OffbeatError(play.shortfall)
 
 
 def settings(features: tuple[host.Feature, ...], **places: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -95,25 +95,49 @@ class AlertTail:
         return [Alert.model_validate_json(batch.value(row) or b"") for row in range(len(batch))]
 
 
-class Play:
-    """One run, from the first topic to the last commit; used from the main thread.
+def raised(alerts: Sequence[Alert], since: float, until: float) -> list[Alert]:
+    """Revisions of the alerts that a burst raised, which ran between two times in epoch seconds.
 
-    Attributes:
-        cpu_before: percent of the processors in use when the burst began.
+    They began while it ran, and fired because something was above what was expected: other work that ended
+    just then is no find.
     """
+    ids = {
+        alert.id
+        for alert in alerts
+        if alert.revision == 1
+        and since <= alert.started_at.timestamp() <= until
+        and alert.features[0].observed > alert.features[0].expected
+    }
+    return [alert for alert in alerts if alert.id in ids]
+
+
+class Play:
+    """One run, from the first topic to the last commit; used from the main thread."""
 
     def __init__(self, config: Config, reader: ShownReader, seconds: float, tick: Callable[[], None]) -> None:
         self._config, self._reader, self._seconds, self._tick = config, reader, seconds, tick
         self._scene = reader.scene
         self._stream = config.stream(STREAM)
         self._tasks: list[Task] = []
-        self._burst_at = math.inf
-        self.cpu_before = math.nan
+        self._burst_at = self._burst_end = math.inf
+        self._before = self._during = ""
+        self._peak = math.nan
+        self._was_firing = False
 
     @property
     def found(self) -> list[Alert]:
-        """Revisions of alerts that began with the burst or after it."""
-        return [alert for alert in self._scene.alerts if alert.started_at.timestamp() >= self._burst_at]
+        """Revisions of the alerts that the burst raised."""
+        return raised(self._scene.alerts, self._burst_at, self._burst_end)
+
+    @property
+    def shortfall(self) -> str:
+        """Why there may be no alert for the burst, in figures, and what to do."""
+        open_before = ", and an alert for something else was open when it began" if self._was_firing else ""
+        return (
+            f"no alert began with the burst of load: before it {self._before}, during it {self._during}; the "
+            f"highest score was {self._peak:.2f} (1 is the line){open_before}. Other work changes what this "
+            "machine does: run the demo again, or let it learn more of that work with --seconds 120"
+        )
 
     def play(self) -> None:
         """Run everything, in order.
@@ -178,14 +202,27 @@ class Play:
         self._begin("quiet")
         self._watch(self._seconds * QUIET_SHARE)
         self._watch(PATIENCE_S, until=lambda: not scene.firing)
-        self.cpu_before = scene.mean("cpu", round(2 * PER_SECOND))
+        self._was_firing = scene.firing
+        self._before = self._figures()
+        judged = scene.judged
         self._burst_at = time.time()
         with Burst(BURST_S) as burst:
-            self._begin("burst", f"{burst.processes} busy processes")
+            self._begin("burst", f"{burst.pairs} pairs of busy processes")
             self._watch(BURST_S, until=lambda: not burst.running)
+        self._burst_end = time.time()
+        self._during = self._figures()
+        scores = list(scene.scores)
+        self._peak = max(scores[len(scores) + judged - scene.judged :], default=math.nan)
         self._begin("after")
         self._watch(LATE_ALERT_S, until=lambda: bool(self.found))
         self._watch(PATIENCE_S, until=lambda: not scene.firing)
+
+    def _figures(self) -> str:
+        """What the burst moves, over the last two seconds, as far as this machine gives it."""
+        shown = {"ctx_switches": "context switches a second", "cpu": "% of the processors in use"}
+        given = [feature.name for feature in self._scene.features if feature.name in shown]
+        rows = round(2 * PER_SECOND)
+        return " and ".join(f"{self._scene.mean(name, rows):,.0f} {shown[name]}" for name in given)
 
     def _topics(self) -> list[TopicSpec]:
         made = [*app.input_topics(self._config, [STREAM], 1), *app.output_topics(self._config)]

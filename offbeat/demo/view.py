@@ -255,10 +255,13 @@ def summary(scene: Scene, settings: str, found: Sequence[Alert], *, kept: Sequen
     console.print(Rule("accounting: every record read is in one bin", align="left", style="dim"))
     console.print(_accounting(scene))
     console.print(Rule("the alert for the burst", align="left", style="dim"))
-    for line in alert_lines(found[-1]) if found else ["none"]:
+    # What it fired for; of the later revisions, what became of it.
+    for line in (
+        [*alert_lines(found[0]), *(alert_lines(each)[0] for each in found[1:])] if found else ["none"]
+    ):
         console.print(line)
-    if quiet := len({alert.id for alert in scene.alerts} - {alert.id for alert in found}):
-        console.print(f"and {quiet} in the quiet time before it: something else was going on here")
+    if others := len({alert.id for alert in scene.alerts} - {alert.id for alert in found}):
+        console.print(f"and {others} of other work: something else was going on here")
     for url in kept:
         console.print(f"{url} keeps what this run wrote under the namespace above", style="dim")
     console.print(Rule("try next", align="left", style="dim"))

@@ -228,15 +228,18 @@ def score(network: Autoencoder, rounds: int) -> dict[str, Any]:
         works[name] = lambda windows=windows: stack.score(windows)
         works[f"{name}_products"] = _products(network, windows.model)
     rates: dict[str, list[float]] = {name: [] for name in works}
+    cpu_s: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
-            before = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             work()
             if number:  # the first one warms up
-                rates[name].append(POLL / (time.perf_counter() - before))
+                rates[name].append(POLL / (time.perf_counter() - wall))
+                cpu_s[name].append((time.process_time() - cpu) / POLL * 1e6)
     return {
         "poll": POLL,
         "windows_per_s": {name: _spread(each) for name, each in rates.items()},
+        "cpu_s_per_million": {name: _spread(each) for name, each in cpu_s.items()},
         "to_products": {
             name: float(np.median(np.divide(rates[name], rates[f"{name}_products"]))) for name in mixes
         },
@@ -279,6 +282,10 @@ def _table(report: dict[str, Any]) -> str:
         found = {key: each / 1e6 for key, each in rates[name].items()}
         return f"{found['median']:.2f} M/s ({found['low']:.2f} to {found['high']:.2f})"
 
+    def cpu(name: str) -> str:
+        found = scoring["cpu_s_per_million"][name]
+        return f"CPU of a million {found['median']:.2f} s ({found['low']:.2f} to {found['high']:.2f})"
+
     def times(name: str) -> str:
         found = training["times"][name]
         return f"{found['median']:.1f} times as long ({found['low']:.1f} to {found['high']:.1f})"
@@ -320,12 +327,12 @@ def _table(report: dict[str, Any]) -> str:
         (
             "scoring, windows of all networks in turn",
             rate("even"),
-            f"{ratio['even']:.2f} of its products alone; to hold: 1 M/s",
+            f"{ratio['even']:.2f} of its products alone; {cpu('even')}; to hold: 1 M/s",
         ),
         (
             f"scoring, skewed (Zipf, exponent {SKEW})",
             rate("skewed"),
-            f"{ratio['skewed']:.2f} of its products alone; to hold: 0.5 M/s",
+            f"{ratio['skewed']:.2f} of its products alone; {cpu('skewed')}; to hold: 0.5 M/s",
         ),
         ("matrix products alone, in turn", rate("even_products"), ""),
         ("matrix products alone, skewed", rate("skewed_products"), ""),

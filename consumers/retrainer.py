@@ -255,8 +255,9 @@ class Retrainer:
             return
         if self._growth is not None:
             self._growth.refused(self._records(self._settings(self._log.view)))
-        done = "is in use" if outcome.promoted else "was not promoted"
-        parts.notice(f"bundle {outcome.bundle_id[:12]} {done}: {outcome.why}")
+        for each in filter(None, (outcome.refused, outcome)):
+            done = "is in use" if each.promoted else "was not promoted"
+            parts.notice(f"bundle {each.bundle_id[:12]} {done}: {each.why}")
 
     def _attempt(self, why: str, *, force: str | None = None) -> Outcome | None:
         """One training; None where somebody else holds the lease, or something was decided meanwhile."""
@@ -274,7 +275,7 @@ class Retrainer:
                 parts.leases.give(lease)
         promoted, refused = (
             self.status.promoted + outcome.promoted,
-            self.status.refused + (not outcome.promoted),
+            self.status.refused + (not outcome.promoted or outcome.refused is not None),
         )
         self.status = replace(self.status, promoted=promoted, refused=refused)
         return outcome

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from models.blocks import Progress
 from models.bundle import Bundle, attach
 from models.episodes import LeftOut
+from models.gate import Ruling
 from models.history import Batches, History, Part, gather, topic_bounds, topic_source
 from models.losses import Curves
 from models.manifest import REPORT_FILES
@@ -121,6 +123,23 @@ def learn(
         left_out,
         _reading(source, part, on_step),
     )
+    described = {**source.described, "first": part.first, "rows_a_series": history.rows_limit}
+    return teach(detector, spec, history, described, on_step, created_at=created_at)
+
+
+def teach(
+    detector: Detector,
+    spec: ModelSpec,
+    history: History,
+    described: Mapping[str, object],
+    on_step: OnStep,
+    *,
+    created_at: str,
+) -> Taught:
+    """Train a stream's models on rows that were read; raises as :func:`learn`.
+
+    ``described`` says for the manifest where they come from, as JSON values.
+    """
     curves = Curves()
 
     def on_progress(progress: Progress) -> None:
@@ -131,7 +150,7 @@ def learn(
         bundle = train(
             history.series,
             spec,
-            source={**source.described, "first": part.first, "rows_a_series": history.rows_limit},
+            source=described,
             created_at=created_at,
             scope=detector.stream.model.scope,
             max_models=detector.stream.model.max_models,
@@ -142,8 +161,16 @@ def learn(
     except TooFewRows as error:
         raise _said(spec, detector.name, history, error) from None
     report = make(bundle, history, curves.losses(), detector.name, detector.stream)
-    reports = dict(zip(REPORT_FILES, (report.json(), html(report)), strict=True))
-    return Taught(attach(bundle, reports), history, report)
+    return Taught(_reporting(bundle, report), history, report)
+
+
+def judged(taught: Taught, ruling: Ruling, why: str, shadow: dict[str, Any] | None = None) -> Bundle:
+    """The bundle with a report that says how the gate judged it; see :class:`models.report.Report`."""
+    return _reporting(taught.bundle, replace(taught.report, gate=ruling, why=why, shadow=shadow))
+
+
+def _reporting(bundle: Bundle, report: Report) -> Bundle:
+    return attach(bundle, dict(zip(REPORT_FILES, (report.json(), html(report)), strict=True)))
 
 
 def _reading(source: Source, part: Part, on_step: OnStep) -> Callable[[int], None]:

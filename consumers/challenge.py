@@ -121,7 +121,7 @@ def challenge(past: Past, created_at: datetime) -> Challenge:
         reference=pinned,
         same_kind=champion.manifest.spec.kind == taught.bundle.manifest.spec.kind,
     )
-    return _judged(past, taught, ruling, [*remarks, ruling.sentence], shadowed)
+    return _judged(past, taught, ruling, [*remarks, ruling.sentence], champion=champion, shadowed=shadowed)
 
 
 def _first(past: Past, taught: Taught, trial: Trial, pinned: Bundle | None, remarks: list[str]) -> Challenge:
@@ -156,11 +156,18 @@ def _first(past: Past, taught: Taught, trial: Trial, pinned: Bundle | None, rema
 
 
 def _judged(
-    past: Past, taught: Taught, ruling: Ruling, said: list[str], shadowed: dict[str, Any] | None = None
+    past: Past,
+    taught: Taught,
+    ruling: Ruling,
+    said: list[str],
+    *,
+    champion: Bundle | None = None,
+    shadowed: dict[str, Any] | None = None,
 ) -> Challenge:
     why = "; ".join(filter(None, said))
-    champion = past.view.champions.get(past.detector.name)
-    return Challenge(learning.judged(taught, ruling, why, shadowed), ruling, champion, why)
+    other = "" if champion is None else f"{champion.manifest.spec.kind} {champion.sha[:12]}"
+    bundle = learning.judged(taught, ruling, why, champion=other, shadow=shadowed)
+    return Challenge(bundle, ruling, past.view.champions.get(past.detector.name), why)
 
 
 def paced(batches: Batches, pace: Callable[[int], None]) -> Batches:

@@ -34,6 +34,8 @@ DRIFTED_MOST: Final = 0.05
 """Share of the series that may have drifted from the pinned reference: more is no matter of a few series,
 whose models, new regimes or polluted, must not hold back those of all others."""
 
+CHALLENGER, CHAMPION = "challenger", "champion"
+
 Measure = Literal["false alarms", "faults found", "held-out error"]
 Verdict = Literal["within", "worse", "open"]
 
@@ -114,6 +116,9 @@ class Ruling:
         referenced: how many series were held against it.
         series_days: how much of the replay counts, in days of one series.
         extent: what was looked at, and out of how much.
+
+    Raises:
+        ValueError: figures are missing, as they may be in a bundle from elsewhere.
     """
 
     promoted: bool
@@ -124,6 +129,17 @@ class Ruling:
     referenced: int
     series_days: float
     extent: Extent
+
+    def __post_init__(self) -> None:
+        roles = {CHALLENGER, *(each.against for each in self.comparisons)}
+        whole = all(each.by_kind.keys() == set(KINDS) for each in self.contenders.values())
+        if not (whole and roles <= self.contenders.keys()):
+            raise ValueError("figures of a contender or a kind of fault are missing")
+
+    @property
+    def moved(self) -> bool:
+        """Whether too many series have drifted from the pinned reference for anything to be promoted."""
+        return len(self.drifted) > DRIFTED_MOST * self.referenced
 
     def is_worse_than(self, role: str) -> bool:
         """Whether the challenger is surely worse than the contender of a role by some measure."""
@@ -143,9 +159,6 @@ class _Runs:
     found: NDArray[np.bool_]
     errors: Float64s
     raised: float = 1.0
-
-
-CHALLENGER, CHAMPION = "challenger", "champion"
 
 
 def gate(

@@ -38,7 +38,8 @@ def _wilson(found: int, of: int) -> Estimate:
     value, weight = found / of, _Z**2 / of
     middle = value + weight / 2
     half = _Z * sqrt(value * (1 - value) / of + weight / (4 * of))
-    return Estimate(value, (middle - half) / (1 + weight), (middle + half) / (1 + weight))
+    low, high = max((middle - half) / (1 + weight), 0.0), min((middle + half) / (1 + weight), 1.0)
+    return Estimate(value, low, high)
 
 
 def difference_of_shares(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Estimate | None:

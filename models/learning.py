@@ -164,9 +164,12 @@ def teach(
     return Taught(_reporting(bundle, report), history, report)
 
 
-def judged(taught: Taught, ruling: Ruling, why: str, shadow: dict[str, Any] | None = None) -> Bundle:
+def judged(
+    taught: Taught, ruling: Ruling, why: str, *, champion: str = "", shadow: dict[str, Any] | None = None
+) -> Bundle:
     """The bundle with a report that says how the gate judged it; see :class:`models.report.Report`."""
-    return _reporting(taught.bundle, replace(taught.report, gate=ruling, why=why, shadow=shadow))
+    report = replace(taught.report, gate=ruling, champion=champion, why=why, shadow=shadow)
+    return _reporting(taught.bundle, report)
 
 
 def _reporting(bundle: Bundle, report: Report) -> Bundle:

@@ -129,6 +129,7 @@ class Report:
 
     Attributes:
         gate: the gate's ruling; None where it was not asked.
+        champion: kind and id of the one that it contended with; empty where it was a first model.
         why: it was put to use or not, as the control record of a gate's decision says it.
         shadow: what the contenders did in a shadow, as JSON values, where there was one.
     """
@@ -153,6 +154,7 @@ class Report:
     errors: Errors
     worst: list[Worst]
     gate: Ruling | None = None
+    champion: str = ""
     why: str = ""
     shadow: dict[str, Any] | None = None
 

@@ -386,8 +386,8 @@ class TestPcaInstead:
         assert refused.why.endswith("; pca passed in its stead")
         assert refused.bundle
         assert made.why.startswith(
-            f"pca serves until a model of kind undercomplete is no worse ({refused.bundle[:12]} was refused); "
-            "promoted as the first model: "
+            "pca serves until a model of kind undercomplete is no worse "
+            f"({refused.bundle[:12]} was refused); promoted as the first model: "
         )
         assert self.kind(site) == "pca"
         assert made.predecessor is None
@@ -407,7 +407,7 @@ class TestPcaInstead:
         assert set(gates["pca"]["contenders"]) == {"challenger", "ewma-z"}
         assert gates["pca"]["promoted"]
 
-    # The value alone is no model: where it does better than any, the stream has none, and waits for more rows.
+    # The value alone is no model: where it does better than any, the stream has none.
     def test_pca_that_is_worse_than_the_value_alone_does_not_serve(
         self, new_site: Callable[..., Site]
     ) -> None:

@@ -129,7 +129,7 @@ def test_a_higher_error_on_held_out_rows_alone_is_refused(trial: Trial, good: Bu
     assert "% more" in ruling.sentence
 
 
-# PCA restores best what it was fitted on, and is no better detector for that: kinds are compared by what they do.
+# PCA restores best what it was fitted on, and is no better for that: kinds are compared by what they do.
 def test_a_champion_of_another_kind_is_not_held_up_by_its_errors(trial: Trial, good: Bundle) -> None:
     blunt = with_lines(good, 9)
     damaged = StackScorer(with_bias(blunt, 0.3))

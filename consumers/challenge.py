@@ -15,7 +15,7 @@ from models.gate import CHALLENGER, CHAMPION, Ruling, gate
 from models.history import Batches, Part, recent_ms
 from models.learning import Source, Step, Taught
 from models.spec import check_fits, model_spec
-from models.trial import Trial
+from models.trial import MAX_RECORDS, Trial
 from pipeline.config import Config, Stream
 from pipeline.control import ControlView
 from pipeline.detect import Detector
@@ -101,12 +101,15 @@ def challenge(past: Past, created_at: datetime) -> Challenge:
         shadowed = _shadow(past, StackScorer(taught.bundle), StackScorer(champion))
         remarks.append(_shadow_told(shadowed))
     replay = _source(past, stream.training.replay)  # with what came since training
-    judged = 0
+    judged, whole = 0, replay.records or 0
+    runs = 2 * (2 if champion is not None else 3)
+    total = whole + runs * min(whole, MAX_RECORDS)
 
     def on_records(records: int) -> None:
         nonlocal judged
         judged += records
-        past.on_step(Step("judging", None, f"{judged:,} records gone through"))
+        share = judged / total if judged < total else None  # some runs are repeated
+        past.on_step(Step("judging", share, f"{judged:,} records gone through"))
 
     trial = Trial(
         detector, replay.batches, decisions=decisions, known=left_out.episodes, on_records=on_records

@@ -175,7 +175,7 @@ class Retrainer:
             if why:
                 self._train(why)
             else:
-                self._rest(found.at_s, now)
+                self._rest(view, settings, found.at_s, now)
         elif parts.stream in view.champions or self._rows_are_enough(settings):
             self._train(found.why)
 
@@ -185,15 +185,18 @@ class Retrainer:
         sha = view.policies.get(name)
         return self._parts.config.stream(name) if sha is None else view.settings[sha]
 
-    def _rest(self, at_s: float, now: datetime) -> None:
+    def _rest(self, view: ControlView, settings: Stream, at_s: float, now: datetime) -> None:
+        grown = ""
+        if self._growth is not None and self._parts.stream not in view.champions:
+            records = self._records(settings)
+            grown = f", or at {self._growth.wanted:,} records, of which there are {records:,}"
         if at_s == NEVER:
-            self._say("waiting", f"{self._drift_told()}trains when it is asked to")
+            self._say("waiting", f"{self._drift_told()}trains when it is asked to{grown}")
         else:
             at = datetime.fromtimestamp(at_s, UTC)
             left = lasting(at_s - now.timestamp())
-            self._say(
-                "waiting", f"{self._drift_told()}next training {at:%Y-%m-%d %H:%M} UTC, in {left}", next_at=at
-            )
+            told = f"{self._drift_told()}next training {at:%Y-%m-%d %H:%M} UTC, in {left}{grown}"
+            self._say("waiting", told, next_at=at)
         self._parts.wait(LOOK_S)
 
     def _drift_told(self) -> str:
@@ -242,7 +245,8 @@ class Retrainer:
             raise
         except TooFewRows as error:
             if self._growth is not None:
-                self._growth.short(self._records(self._settings(self._log.view)), error.have, error.need)
+                records = self._records(self._settings(self._log.view))
+                self._growth.short(records, rows=error.rows, have=error.have, need=error.need)
             parts.notice(str(error))
             return
         except OffbeatError as error:
@@ -285,7 +289,7 @@ class Retrainer:
         if step.phase != self._phase:
             self._phase, self._phase_at = step.phase, now_s
         left = ""
-        if step.fraction:
+        if step.fraction and step.fraction < 1:
             left = f", about {lasting((now_s - self._phase_at) / step.fraction * (1 - step.fraction))} left"
         self._say(step.phase, f"{step.detail}{left}", fraction=step.fraction)
 

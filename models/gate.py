@@ -299,12 +299,15 @@ def _error(figures: Figures) -> str:
 
 
 def _told(figures: Mapping[str, Figures], comparisons: Sequence[Comparison]) -> str:
-    return "; ".join(_compared(figures[CHALLENGER], figures[each.against], each) for each in comparisons)
+    said = [_compared(figures[CHALLENGER], figures[each.against], each) for each in comparisons]
+    return "; ".join(dict.fromkeys(said))
 
 
 def _compared(mine: Figures, other: Figures, comparison: Comparison) -> str:
     """One comparison with its interval and its bound, in hundredths where it is of shares."""
-    role, scale = comparison.against, 100.0
+    role, scale, by = comparison.against, 100.0, comparison.worse_by
+    if by is None:
+        return f"of {comparison.measure} nothing can be told"
     if comparison.measure == "false alarms":
         scale, unit = 1.0, "more a day and series"
         said = f"{mine.false_alarms} false alarms, {role} {other.false_alarms}"
@@ -314,8 +317,5 @@ def _compared(mine: Figures, other: Figures, comparison: Comparison) -> str:
     else:
         unit = "% more"
         said = f"held-out error {_error(mine)}, {role} {_error(other)}"
-    by = comparison.worse_by
-    if by is None:
-        return f"{said}, of which nothing can be told"
     value, low, high, most = (f"{scale * each:.3g}" for each in (by.value, by.low, by.high, comparison.bound))
     return f"{said} ({value} {unit}, between {low} and {high}, where {most} are allowed)"

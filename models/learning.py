@@ -202,10 +202,13 @@ def _said(spec: ModelSpec, stream: str, history: History, error: TooFewRows) -> 
     """The same with the stream, how long it takes yet, and what could not be used, where there is any."""
     rate, account, width = history.rate, history.account, spec.window_rows
     more = f"; about {lasting((error.need - error.have) / rate)} more at the present rate" if rate else ""
-    unread = history.bins.get("dead_lettered", 0) + history.bins.get("corrupt", 0)
+    bins = history.bins
+    unread = bins.get("dead_lettered", 0) + bins.get("corrupt", 0)
+    stale = bins.get("late", 0) + bins.get("duplicate", 0)
     why = [f"{len(history.accounts):,} series with windows of {width} rows"]
     why += [f"each gap and each further series costs {width - 1}"]
     why += [f"{unread:,} of {history.records:,} records could not be read"] * (unread > 0)
+    why += [f"{stale:,} of {history.records:,} records came too late or twice"] * (stale > 0)
     why += [f"{account.frozen:,} rows are frozen by silences"] * (account.frozen > 0)
     why += [f"{account.alerts:,} rows are left out because of alerts"] * (account.alerts > 0)
     return TooFewRows(
@@ -213,5 +216,6 @@ def _said(spec: ModelSpec, stream: str, history: History, error: TooFewRows) -> 
         "wait for more rows or choose a smaller window",
         have=error.have,
         need=error.need,
+        rows=error.rows,
         rate=rate,
     )

@@ -69,8 +69,10 @@ def figures(ruling: Ruling) -> Iterator[tuple[str, ...]]:
 
 
 def faults(figures_: Figures) -> dict[str, Found]:
-    """What a contender found, in all and of each kind."""
-    return {"faults found": figures_.found} | figures_.by_kind
+    """What a contender found, in all and of each kind that there was."""
+    return {"faults found": figures_.found} | {
+        name: each for name, each in figures_.by_kind.items() if each.of
+    }
 
 
 def found(each: Found) -> str:
@@ -88,7 +90,7 @@ def extent(ruling: Ruling) -> str:
     first, last = (f"{timestamp(ns):%Y-%m-%d %H:%M}" for ns in (each.first_ns, each.last_ns))
     return (
         f"{each.records:,} of {each.of_records:,} records and {each.series:,} of {each.of_series:,} series, "
-        f"{first} to {last} (event time, UTC); {ruling.series_days:.3g} days of one series count"
+        f"{first} to {last} (event time, UTC); {ruling.series_days:.3g} days of one series in all"
     )
 
 

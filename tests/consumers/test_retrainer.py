@@ -308,7 +308,7 @@ class TestTheFirstModel:
         site.produce(10)
         running = site.retrainer().turn()
         assert (running.status.doing, site.champion) == ("waiting for rows", None)
-        assert running.status.message == "40 of 56 rows; no rate yet"
+        assert running.status.message == "40 of 56 rows at best; no rate yet"
 
         site.produce(200)
         running.turn()
@@ -356,6 +356,7 @@ class TestTheFirstModel:
 
         running.turn()
         assert running.status.doing == "waiting"
+        assert running.status.message.endswith(", or at 12,000 records, of which there are 6,000")
         site.produce(1_500, coins)
         running.turn()
 
@@ -726,7 +727,8 @@ class TestShadow:
         assert site.view.refusals == {}
 
     def test_a_first_model_has_no_shadow(self, site: Site) -> None:
-        assert "shadow" not in json.loads(site.registry.file(STREAM, site.champion or "", "report.json"))
+        report = json.loads(site.registry.file(STREAM, site.champion or "", "report.json"))
+        assert report["shadow"] is None
 
 
 class TestOneAtATime:
@@ -897,6 +899,10 @@ class TestWork:
         assert training[-1].fraction == 1
         assert "on rows held out 0." in training[-1].message
         assert " left" in training[0].message
+        assert " left" not in training[-1].message
+        judging = [each.fraction for each in running.told if each.doing == "judging" and each.fraction]
+        assert judging == sorted(judging)
+        assert judging[-1] > 0.8
 
 
 def test_what_is_scraped_is_the_status() -> None:

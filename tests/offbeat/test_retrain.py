@@ -82,7 +82,7 @@ class TestOnce:
         assert f"by {view(installation).refusals['sensors'][0].who}: {refused['why']}" in shown
         assert "at the gate: not promoted, too little data to tell, against the champion, " in shown
         assert re.search(r"faults found +champion +\d+ of (\d+) +\d+ of \1 .*points.* unclear\n", shown)
-        assert re.search(r"lost phase( +\d+ of \d+ \(\d+ to \d+ %\)){2}\n", shown)
+        assert re.search(r"held-out error +0\.\d+ +0\.\d+\n", shown)
         numbers = installation.json("models", "show", "sensors", refused["bundle_id"])[-1]["gate"]
         assert numbers == refused["gate"]
 

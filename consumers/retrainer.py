@@ -124,7 +124,7 @@ class Retrainer:
         self._log = ControlLog(parts.reader, parts.config.control_topic, parts.notice)
         self._growth: Growth | None = None
         self._drifting = Drifting(parts, parts.stop_if_asked)
-        self._phase, self._phase_at = "", 0.0
+        self._phase, self._phase_at, self._phase_from = "", 0.0, 0.0
         self._trouble = ""
         self.status = Status("starting")
 
@@ -287,10 +287,10 @@ class Retrainer:
     def _step(self, step: Step) -> None:
         now_s = self._parts.clock()
         if step.phase != self._phase:
-            self._phase, self._phase_at = step.phase, now_s
-        left = ""
-        if step.fraction and step.fraction < 1:
-            left = f", about {lasting((now_s - self._phase_at) / step.fraction * (1 - step.fraction))} left"
+            self._phase, self._phase_at, self._phase_from = step.phase, now_s, step.fraction or 0.0
+        left, done = "", (step.fraction or 0.0) - self._phase_from
+        if step.fraction and done > 0 and step.fraction < 1:
+            left = f", about {lasting((now_s - self._phase_at) / done * (1 - step.fraction))} left"
         self._say(step.phase, f"{step.detail}{left}", fraction=step.fraction)
 
     def _wait_out(self, error: OffbeatError) -> None:

@@ -191,8 +191,9 @@ def _reading(source: Source, part: Part, on_step: OnStep) -> Callable[[int], Non
 
 
 def _training(progress: Progress) -> Step:
+    done = progress.networks if progress.fraction >= 1 else progress.finished
     detail = (
-        f"{progress.finished} of {progress.networks} models done, loss {progress.loss:.3f}, "
+        f"{done} of {progress.networks} models done, loss {progress.loss:.3f}, "
         f"on rows held out {progress.held_out_loss:.3f}"
     )
     return Step("training", progress.fraction, detail)

@@ -97,8 +97,8 @@ def _tell(outcome: Outcome, name: str) -> None:
         typer.echo(f"bundle {bundle} is in use for stream {name!r} now")
     else:
         typer.echo(
-            f"bundle {bundle} is kept, and not in use; `offbeat models show {name} {bundle}` has figures, "
-            f"and `offbeat models promote {name} {bundle} --why ...` would use it"
+            f"bundle {bundle} is kept, and not in use: `offbeat models show {name} {bundle}` has figures; "
+            f"`offbeat models promote {name} {bundle} --why ...` puts it to use all the same"
         )
 
 

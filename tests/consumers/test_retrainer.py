@@ -891,14 +891,23 @@ class TestWork:
         assert site.view.refusals[STREAM][0].bundle is None
         assert running.turn().status.doing == "waiting"
 
-    def test_status_lines_have_figures(self, site: Site) -> None:
+    def test_status_lines_have_figures(self, new_site: Callable[..., Site]) -> None:
+        site = new_site(steps=300)
+
+        def work(status: Status) -> None:
+            if status.doing == "training":
+                site.clock.now_s += 10
+
         site.produce(200)
-        running = site.retrainer().turn()
+        running = site.retrainer(on_status=work).turn()
 
         training = [each for each in running.told if each.doing == "training"]
         assert training[-1].fraction == 1
         assert "on rows held out 0." in training[-1].message
-        assert " left" in training[0].message
+        # Nothing is known of the rate before two steps.
+        assert " left" not in training[0].message
+        first, second = (each.fraction or 0.0 for each in training[:2])
+        assert training[1].message.endswith(f", about {10 / (second - first) * (1 - second):.0f} s left")
         assert " left" not in training[-1].message
         judging = [each.fraction for each in running.told if each.doing == "judging" and each.fraction]
         assert judging == sorted(judging)

@@ -107,14 +107,25 @@ def _drift(ruling: Ruling) -> str:
     count, of = len(ruling.drifted), ruling.referenced
     said = (
         f"<h3>Against the pinned reference</h3><p>{count:,} of {of:,} series have drifted from what the "
-        f"pinned bundle learned; nothing is promoted where more than {DRIFTED_MOST:.0%} have. A level that "
-        f"moved by {reference.LEVEL:g} of its spreads counts, a spread {reference.SPREAD:g} times as large "
-        f"or as small, and a mean error {reference.ERROR:g} deviations above its calibration.</p>"
+        f"pinned bundle learned; nothing is promoted where more than {DRIFTED_MOST:.0%} have. A series has "
+        f"where half of its features moved by {reference.LEVEL:g} of their spreads, or a few so much farther "
+        f"that it is not by themselves (1 or above); where spreads are {reference.SPREAD:g} times as large or "
+        f"as small; or where its error is {reference.ERROR:g} times its calibration.</p>"
     )
-    worst = sorted(ruling.drifted, key=lambda each: (-abs(each.level), each.series))[:_DRIFTED_SHOWN]
+    worst = sorted(ruling.drifted, key=lambda each: (-each.beyond, each.series))[:_DRIFTED_SHOWN]
     if not worst:
         return said
-    rows = [(each.series, f"{each.level:+.2f}", f"{each.spread:.2f}", f"{each.error:+.1f}") for each in worst]
+    rows = [
+        (
+            each.series,
+            f"{each.level:+.2f}",
+            f"{each.few:.2f}",
+            f"{each.spread:.2f}",
+            f"{each.error:.2f}",
+            ", ".join(f"{name} {level:+.1f}" for name, level in each.features.items()),
+        )
+        for each in worst
+    ]
     more = f'<p class="soft">And {count - len(rows):,} more.</p>' if count > len(rows) else ""
-    heads = ("series that drifted", "level moved, in spreads", "spread, times", "error, in deviations")
+    heads = ("series that drifted", "half moved", "a few moved", "spread, times", "error, times", "!farthest")
     return f"{said}{table(heads, rows)}{more}"

@@ -109,7 +109,7 @@ def _drift(ruling: Ruling) -> str:
         f"<h3>Against the pinned reference</h3><p>{count:,} of {of:,} series have drifted from what the "
         f"pinned bundle learned; nothing is promoted where more than {DRIFTED_MOST:.0%} have. A series has "
         f"where half of its features moved by {reference.LEVEL:g} of their spreads, or a few so much farther "
-        f"that it is not by themselves (1 or above); where spreads are {reference.SPREAD:g} times as large or "
+        f"that it is not by chance (1 or above); where spreads are {reference.SPREAD:g} times as large or "
         f"as small; or where its error is {reference.ERROR:g} times its calibration.</p>"
     )
     worst = sorted(ruling.drifted, key=lambda each: (-each.beyond, each.series))[:_DRIFTED_SHOWN]

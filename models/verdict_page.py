@@ -64,7 +64,8 @@ def _scale(ruling: Ruling) -> Scale:
         for end in (each.worse_by.low, each.worse_by.high)
     ]
     low, high = min([*ends, -1.0]), max([*ends, 2.0])
-    low, high = max(min(low, -0.3 * high), -_FURTHEST), min(max(high, 1 - 0.3 * low), _FURTHEST)
+    # Room for what the marks are called.
+    low, high = max(min(low, -0.4 * high), -_FURTHEST), min(max(high, 1.4 - 0.4 * low), _FURTHEST)
     return Scale((low, high), [(0.0, "axis"), (1.0, "line mark dash")])
 
 

@@ -29,6 +29,7 @@ from pipeline.errors import BusError, OffbeatError, StoreDown, TooFewRows, Unrea
 from pipeline.figures import lasting
 from pipeline.metrics import METRICS as WORKERS
 from pipeline.metrics import gauge
+from pipeline.records import TopicPartition
 
 LOOK_S: Final = 5.0
 """Between two looks at whether training is due, and at a server that is down."""
@@ -214,10 +215,24 @@ class Retrainer:
 
     def _has_doubled(self, view: ControlView, settings: Stream) -> str:
         """Why to train where a stream without a model has twice the records that were too few for one."""
-        if self._growth is None or self._parts.stream in view.champions:
+        if self._parts.stream in view.champions:
             return ""
+        self._growth = self._growth or self._since_refused(view, settings)
         doubled = self._growth.enough(self._records(settings))
         return "there are twice as many records as when the first model was refused" if doubled else ""
+
+    def _since_refused(self, view: ControlView, settings: Stream) -> Growth:
+        """How far the topic is since the last refusal, which another retrainer may have written."""
+        reader, at_s = self._parts.reader, view.refusals[self._parts.stream][-1].at.timestamp()
+        growth = Growth(rows_needed(model_spec(settings)))
+        growth.refused(
+            sum(
+                reader.offset_at(TopicPartition(settings.topic, number), round(1_000 * at_s))
+                - bounds.first_offset
+                for number, bounds in reader.bounds(settings.topic).items()
+            )
+        )
+        return growth
 
     def _has_drifted(self, view: ControlView, settings: Stream) -> str:
         """Why to train where the newest rows are not those that the champion was calibrated on."""

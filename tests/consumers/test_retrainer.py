@@ -364,6 +364,23 @@ class TestTheFirstModel:
         begun = [each for each in site.begun() if "twice as many records" in each.why]
         assert len(begun) == 1
 
+    # What a retrainer knows stands on the control topic: one that was started since waits for as many.
+    def test_so_does_a_retrainer_that_was_not_there_when_it_was_refused(
+        self, new_site: Callable[..., Site]
+    ) -> None:
+        site = new_site(**UNLEARNED)
+        site.produce(1_500, coins)
+        site.later = timedelta(minutes=1_498)  # it takes less than two
+        site.retrainer().turn()
+        site.produce(1_499, coins)
+
+        running = site.retrainer().turn()
+        assert running.status.message.endswith(", or at 12,000 records, of which there are 11,996")
+        site.produce(1, coins)
+        running.turn()
+
+        assert len(site.view.refusals[STREAM]) == 2
+
 
 class TestPcaInstead:
     """A first model that learned nothing: PCA, which needs no steps, is better, and watches the stream."""

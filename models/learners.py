@@ -21,7 +21,6 @@ from pipeline.ports import Float32s, Float64s
 CHECK_WINDOWS: Final = 128
 """Windows of a network whose loss is asked for at once."""
 
-
 _AT_ONCE: Final = {"cpu": 64, "cuda": 4_096}
 """By device: so many that an operator costs little by itself, and that fit a cache, or memory."""
 _AT_ONCE_COMPILED: Final = 16
@@ -48,7 +47,8 @@ class Learner(Protocol):
     def learn(self, active: Int64s, picks: Int64s, rates: Float64s, done: int) -> None:
         """Networks int64[A] take steps at ``rates`` float64[steps], after so many ``done`` before.
 
-        Their batches are the windows that begin at rows ``picks`` int64[A, steps, n] of their lessons.
+        Their batches are the windows that begin at rows ``picks`` int64[A, steps, n] of their lessons, n at
+        most CHECK_WINDOWS.
         """
 
     def losses(self, active: Int64s, starts: Int64s) -> Float32s:

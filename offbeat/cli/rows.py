@@ -44,7 +44,11 @@ SeriesColumn = Annotated[
 ]
 SeriesName = Annotated[
     str | None,
-    typer.Option("--series", metavar="NAME", help="One series for all rows; default, without such a column: the file's name."),
+    typer.Option(
+        "--series",
+        metavar="NAME",
+        help="One series for all rows; default, without such a column: the file's name.",
+    ),
 ]
 Values = Annotated[
     list[str] | None,

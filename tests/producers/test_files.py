@@ -146,7 +146,7 @@ def test_names_and_columns_can_be_chosen(tmp_path: Path) -> None:
 
 
 def test_the_column_that_is_called_as_the_event_calls_the_series_names_it(tmp_path: Path) -> None:
-    """What a stream's own events were written to is read as they are, and not as one series of a file's name."""
+    """What holds a stream's own events is read as such, and not as one series of the file's name."""
     path = write(tmp_path / "week.csv", "time,asset,series,x", f"{T0},b1,7,1", f"{T0 + 1},b2,8,2")
 
     events, report = produced(path, series_field="asset")

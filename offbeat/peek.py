@@ -126,7 +126,7 @@ def _rows(
         if name is None or not state.rows["live"][slot]:
             continue
         row = state.rows[slot]
-        judged = float(row["rows"]) > 0
+        judged = float(row["rows"]) > 0  # below 0 until the first row under another model
         fixed = isinstance(stream.threshold, Static)
         open_episode = int(row["episode"]) == FIRING
         window = state.window(slot)
@@ -141,7 +141,7 @@ def _rows(
             partition=partition,
             next_offset=state.next_offset,
             bundle=state.bundle_id,
-            rows=int(row["rows"]),
+            rows=max(int(row["rows"]), 0),
             mean=float(row["error_mean"]),
             sd=float(row["error_variance"]) ** 0.5,
             last_mean=float(row["last_mean"]),

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError, StoreDown
+from pipeline.errors import StoreDown
+from pipeline.state.folders import open_folder
 
 _CHUNK: Final = 16 << 20
 
@@ -39,14 +39,7 @@ class Place:
         Raises:
             ConfigError: the URL names no kind of folder that can be opened here.
         """
-        try:
-            files, path = fsspec.url_to_fs(str(url))
-        except (ValueError, ImportError) as error:
-            raise ConfigError(
-                f"the registry {str(url)!r} cannot be opened ({error}); give a folder, or install what it "
-                "asks for"
-            ) from error
-        return cls(files, path.rstrip("/"))
+        return cls(*open_folder("registry", str(url)))
 
     def __str__(self) -> str:
         return self.path if self._is_local else str(self.files.unstrip_protocol(self.path))

@@ -1,8 +1,12 @@
-"""Folders of bundles away from the disk: fsspec's own file system in memory stands for an object store."""
+"""Folders of bundles away from the disk: on fsspec's own file system in memory, and on a server of S3."""
 
 from __future__ import annotations
 
+import importlib
+import re
 import shutil
+import sys
+import tomllib
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,16 +17,20 @@ from typing import NoReturn
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from packaging.requirements import Requirement
 
 from models import Bundle, Registry
 from models.bundle import attach
 from models.manifest import MANIFEST_FILE, MODEL_FILE
 from pipeline.errors import BundleError, ConfigError, NotFound, StoreDown
 
+ROOT = Path(__file__).resolve().parents[2]
 
-@pytest.fixture
-def url() -> Iterator[str]:
-    name = f"memory://{uuid.uuid4().hex}"
+
+@pytest.fixture(params=["memory", "s3"])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    root = request.getfixturevalue("s3_url") if request.param == "s3" else "memory:/"
+    name = f"{root}/{uuid.uuid4().hex}"
     yield name
     files, path = fsspec.url_to_fs(name)
     if files.exists(path):
@@ -125,13 +133,13 @@ def test_a_store_that_fails_in_its_own_way_is_down(bundle: Bundle) -> None:
 def test_the_manifest_is_written_last(bundle: Bundle, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     files, _ = fsspec.url_to_fs(url)
-    before = type(files).pipe_file
+    before = files.pipe_file
 
-    def noting(self: object, path: str, *arguments: object, **more: object) -> object:
+    def noting(path: str, *arguments: object, **more: object) -> object:
         written.append(path.rsplit("/", 1)[-1])
-        return before(self, path, *arguments, **more)
+        return before(path, *arguments, **more)
 
-    monkeypatch.setattr(type(files), "pipe_file", noting)
+    monkeypatch.setattr(files, "pipe_file", noting)  # there is one of a store in a process
     Registry(url).save("pumps", attach(bundle, {"report.json": b"{}"}))
 
     assert written == ["report.json", MODEL_FILE, MANIFEST_FILE]
@@ -150,8 +158,31 @@ def test_damage_away_from_the_disk_is_found_as_well(bundle: Bundle, url: str) ->
 
 
 def test_what_fsspec_cannot_open_is_a_mistake_in_the_configuration() -> None:
-    with pytest.raises(ConfigError, match="nonsense"):
+    with pytest.raises(ConfigError, match="registry: 'nonsense://models' cannot be opened"):
         Registry("nonsense://models")
+
+
+@pytest.mark.parametrize(
+    ("url", "library", "extra"),
+    [
+        ("s3://models/offbeat", "s3fs", "s3"),
+        ("gs://models/offbeat", "gcsfs", "gcs"),
+        ("abfs://models/offbeat", "adlfs", "azure"),
+        ("az://models/offbeat", "adlfs", "azure"),
+    ],
+)
+def test_a_store_whose_library_is_missing_names_the_extra(
+    url: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
+    known = importlib.import_module("fsspec.registry")._registry
+    monkeypatch.delitem(known, url.partition(":")[0], raising=False)  # nor had been used before
+
+    with pytest.raises(ConfigError, match=re.escape(f"pip install 'offbeat[{extra}]'")):
+        Registry(url)
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [Requirement(each).name for each in extras[extra]] == [library]
 
 
 def test_a_disk_that_takes_nothing_is_said_and_leaves_nothing(bundle: Bundle, tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ def test_a_bundles_whole_life_in_a_bucket(installation: Installation, registry: 
 def test_a_bucket_that_is_not_there_is_a_sentence(installation: Installation) -> None:
     installation.configure(STREAM, registry="s3://no-such-bucket/models")
     file = installation.folder / "rows.csv"
-    file.write_text("time,series,temperature\n" + "".join(f"{1_700_000_000 + n * 60},a,{n % 7}\n" for n in range(100)))
+    file.write_text(
+        "time,series,temperature\n" + "".join(f"{1_700_000_000 + n * 60},a,{n % 7}\n" for n in range(100))
+    )
 
     done = installation.run("train", "--files", str(file), "--series-column", "series", "--json")
 

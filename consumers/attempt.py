@@ -178,6 +178,11 @@ class Attempt:
                 f"bundle {bundle_id[:12]} was not promoted: another program began to train the stream, or "
                 "another champion was chosen, while it was made"
             )
+        if not self._parts.registry.holds(self._parts.stream, bundle_id):
+            gone = f"bundle {bundle_id[:12]} was removed from the registry before it was promoted"
+            if found.champion is not None:
+                self._publish(Champion(**self._said(gone), bundle=found.champion, predecessor=bundle_id))
+            raise OffbeatError(f"{gone}; it is trained again when training is due")
         return Outcome(True, bundle_id, found.champion, why, found.ruling.as_json())
 
     def _said(self, why: str) -> dict[str, Any]:

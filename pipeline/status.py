@@ -85,9 +85,10 @@ class Report:
         self._notice(message)
 
     def trouble(self, doing: str, message: str, about: object = None) -> None:
-        """A trouble is told once, when it begins or comes to be ``about`` else; the status has its last message.
+        """A trouble is told once, when it begins; the status has its last message.
 
-        The same damage is told once, however often it is met again: it names its place.
+        One that is ``about`` something else is another. The same damage is told once, however often it is
+        met again: it names its place.
         """
         began = doing not in self._troubles or about != self._about[doing]
         if began and message != self._damage:

@@ -93,6 +93,33 @@ def test_what_a_killed_writer_left_is_found_once_it_is_old(
         registry.delete("pumps", "..")
 
 
+# Whoever promotes looks for the bundle after it said so, and must not find one that is about to go.
+@pytest.mark.parametrize("away", [False, True])
+def test_a_bundle_is_withdrawn_while_it_is_asked_for_and_stays_where_it_is_needed(
+    bundle: Bundle, url: str, tmp_path: Path, *, away: bool
+) -> None:
+    registry = Registry(url if away else tmp_path)
+    bundle_id = registry.save("pumps", bundle)
+    seen = []
+
+    def needed() -> bool:
+        seen.append(registry.holds("pumps", bundle_id))
+        seen.append(registry.delete("pumps", bundle_id, lambda: False))  # another one does not take it
+        return True
+
+    def failing() -> bool:
+        raise StoreDown("the bus is gone")
+
+    assert not registry.delete("pumps", bundle_id, needed)
+    assert seen == [False, False]
+    with pytest.raises(StoreDown, match="the bus is gone"):
+        registry.delete("pumps", bundle_id, failing)
+    assert registry.load("pumps", bundle_id).sha == bundle_id
+
+    assert registry.delete("pumps", bundle_id, lambda: False)
+    assert registry.bundles("pumps") == []
+
+
 @pytest.mark.parametrize("away", [False, True])
 def test_writers_of_one_bundle_agree(bundle: Bundle, url: str, tmp_path: Path, *, away: bool) -> None:
     registries = [Registry(url if away else tmp_path) for _ in range(8)]

@@ -23,6 +23,11 @@ KEEP_S: Final = 30.0
 """Progress renews the lease so often."""
 
 
+def training_of(stream: str) -> str:
+    """What the lease is held of by whoever trains a stream."""
+    return f"{stream}:training"
+
+
 def utc_now() -> datetime:
     """The wall clock."""
     return datetime.now(UTC)
@@ -67,7 +72,7 @@ class Parts:
     @property
     def work(self) -> str:
         """What a lease is held of."""
-        return f"{self.stream}:training"
+        return training_of(self.stream)
 
 
 @dataclass(frozen=True, slots=True)

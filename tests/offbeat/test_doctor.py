@@ -178,8 +178,8 @@ class TestTraining:
         assert self.told(installation) == (
             Level.NOTE,
             (
-                "no training of it led to a model yet; nobody trains it now; the training that began 7 h ago by "
-                "ann@host (offbeat retrain) came to no decision"
+                "no training of it led to a model yet; nobody trains it now; the training that began 7 h ago "
+                "by ann@host (offbeat retrain) came to no decision"
             ),
         )
 
@@ -187,8 +187,8 @@ class TestTraining:
         assert self.told(installation) == (
             Level.NOTE,
             (
-                "no training of it led to a model yet; nobody trains it now; the last one was refused 5 h ago: "
-                "it finds less"
+                "no training of it led to a model yet; nobody trains it now; the last one was refused "
+                "5 h ago: it finds less"
             ),
         )
 

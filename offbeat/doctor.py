@@ -18,7 +18,7 @@ from models.spec import check_fits
 from offbeat import app
 from pipeline.config import Config, Stream
 from pipeline.control import ControlLog, ControlView, policy_sha, settings_of
-from pipeline.errors import OffbeatError
+from pipeline.errors import ConfigError, OffbeatError, StoreDown
 from pipeline.figures import lasting
 from pipeline.ports import Admin, Broker, Reader
 from pipeline.readings import Decoder
@@ -331,6 +331,11 @@ def _bundle(config: Config, name: str, bundle_id: str | None) -> Iterator[Findin
     try:
         bundle = Registry(config.registry).load(name, bundle_id)
         check_fits(bundle.manifest.spec, bundle_id, name, config.stream(name))
+    except (ConfigError, StoreDown) as error:
+        yield Finding(
+            Level.MEND, about, str(error), "see to the store, or mend `registry` in the configuration"
+        )
+        return
     except OffbeatError as error:
         yield Finding(Level.MEND, about, str(error), f"train again: `offbeat train {name}`")
         return

@@ -30,6 +30,10 @@ def open_folder(setting: str, url: str) -> tuple[Any, str]:
         files, path = fsspec.url_to_fs(url)
     except (ValueError, ImportError) as error:
         extra = _EXTRAS.get(get_protocol(url)) if isinstance(error, ImportError) else None
-        remedy = f"pip install 'offbeat[{extra}]'" if extra else "give a folder, or install what it asks for"
+        remedy = (
+            f"install it with: pip install 'offbeat[{extra}]'"
+            if extra
+            else "give a folder, or install what it asks for"
+        )
         raise ConfigError(f"{setting}: {url!r} cannot be opened ({error}); {remedy}") from error
     return files, path.rstrip("/")

@@ -205,7 +205,7 @@ def test_a_store_whose_library_is_missing_names_the_extra(
     known = importlib.import_module("fsspec.registry")._registry
     monkeypatch.delitem(known, url.partition(":")[0], raising=False)  # nor had been used before
 
-    with pytest.raises(ConfigError, match=re.escape(f"pip install 'offbeat[{extra}]'")):
+    with pytest.raises(ConfigError, match=re.escape(f"install it with: pip install 'offbeat[{extra}]'")):
         Registry(url)
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

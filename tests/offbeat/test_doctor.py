@@ -115,6 +115,19 @@ def test_a_worker_that_falls_behind_is_found(
     assert "add workers, up to one for each of its 1 partition" in remedy
 
 
+# Training again would end at the same store.
+def test_a_registry_that_cannot_be_opened_is_no_damaged_bundle(watched: Installation) -> None:
+    before = watched.config.read_text()
+    watched.config.write_text(before.replace(f"registry: {watched.folder}/models", "registry: nowhere://x"))
+    try:
+        [(found, remedy)] = findings(watched, Level.MEND)
+    finally:
+        watched.config.write_text(before)
+
+    assert "'nowhere://x' cannot be opened" in found
+    assert remedy == "see to the store, or mend `registry` in the configuration"
+
+
 def test_a_damaged_bundle_is_found(watched: Installation) -> None:
     [model] = watched.folder.glob("models/sensors/*/model.safetensors")
     whole = model.read_bytes()

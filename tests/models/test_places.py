@@ -132,6 +132,22 @@ def test_writers_of_one_bundle_agree(bundle: Bundle, url: str, tmp_path: Path, *
     assert away or [each.name for each in (tmp_path / "pumps").iterdir()] == [bundle.sha]
 
 
+# Clients of stores remember what they listed; a worker must see what a retrainer elsewhere saved since.
+def test_what_another_program_saved_and_removed_is_seen(bundle: Bundle, s3_url: str) -> None:
+    url = f"{s3_url}/{uuid.uuid4().hex}"
+    registry = Registry(url)
+    assert registry.bundles("pumps") == []
+    bundle_id = registry.save("pumps", bundle)
+    assert registry.bundles("pumps") == [bundle_id]
+
+    elsewhere, path = fsspec.url_to_fs(f"{url}/pumps", skip_instance_cache=True)
+    other = "0" * 64
+    elsewhere.copy(f"{path}/{bundle_id}/{MANIFEST_FILE}", f"{path}/{other}/{MANIFEST_FILE}")
+    assert registry.bundles("pumps") == sorted([other, bundle_id])
+    elsewhere.rm_file(f"{path}/{bundle_id}/{MANIFEST_FILE}")
+    assert not registry.holds("pumps", bundle_id)
+
+
 class Troubled(MemoryFileSystem):
     """A store whose client has errors of its own, as those of S3 and its like have."""
 

@@ -731,6 +731,10 @@ class TestShadow:
             assert set(each["errors"]) == {"p0", "p1", "p2", "p3"}
             for median, high, highest in each["errors"].values():
                 assert 0.01 < median < high <= highest
+            assert set(each["scores"]) == set(each["errors"])
+            for name, (median, _, highest) in each["scores"].items():
+                assert median < 1 < highest  # the line, which the spikes passed
+                assert [median, highest] != each["errors"][name][::2]
         assert "shadowing" in running.did()
         assert site.decision().why.startswith("alerts in ")
         # The gate has seen these rows as well.

@@ -14,7 +14,7 @@ from pipeline.policy import JudgePolicy, judge_policy
 from pipeline.records import TopicPartition
 from pipeline.series import Header, Layout, PartitionState
 from pipeline.state.redis import RedisStore
-from pipeline.thresholds import BINS, line
+from pipeline.thresholds import BINS, joined_line, line
 
 _EPISODES = {PENDING: "pending", FIRING: "firing"}
 
@@ -132,7 +132,7 @@ def _rows(
         window = state.window(slot)
         known = _known(state, slot, stream) if state.layout.parts.joint else None
         if known is not None:
-            height = policy.joint_line * (1.0 + known.grown)
+            height = joined_line(float(row["rows"]), known.grown, policy)
         else:
             height = float(line(row["error_mean"], row["error_variance"], sketch[slot][:BINS], policy))
         yield Row(

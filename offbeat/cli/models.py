@@ -415,16 +415,28 @@ def import_(
     json: Json = False,
 ) -> None:
     """Take a bundle in after checking it whole; it is not put to use."""
+    from models.spec import check_fits
     from offbeat import bundles
+    from pipeline.errors import BundleError
 
+    misfit = None
     with opened(config, stream, "import") as at:
         bundle_id = bundles.bring(at.registry, at.stream, file)
+        spec = at.registry.load(at.stream, bundle_id).manifest.spec
+        try:
+            check_fits(spec, bundle_id, at.stream, at.config.stream(at.stream))
+        except BundleError as error:
+            misfit = str(error)
     if json:
-        print_json({"bundle": bundle_id})
+        print_json({"bundle": bundle_id, "misfit": misfit})
         return
     typer.echo(
         f"bundle {bundle_id[:_DIGITS]} is in the registry; "
-        f"`offbeat models promote {at.stream} {bundle_id[:_DIGITS]} --why ...` puts it to use"
+        + (
+            f"`offbeat models promote {at.stream} {bundle_id[:_DIGITS]} --why ...` puts it to use"
+            if misfit is None
+            else f"it cannot be put to use as things are: {misfit}"
+        )
     )
 
 

@@ -409,6 +409,18 @@ class TestMoving:
 
         assert first in ids(installation)
 
+    def test_a_bundle_for_other_rows_is_taken_in_and_said_to_be_of_no_use_now(
+        self, installation: Installation, exported: Path
+    ) -> None:
+        config = installation.folder / "offbeat.yaml"
+        config.write_text(config.read_text().replace("window: ", "window: 1"))
+
+        text = installation.ok("models", "import", "sensors", str(exported))
+        [again] = installation.json("models", "import", "sensors", str(exported))
+
+        assert "cannot be put to use as things are: bundle" in text
+        assert "has windows of" in again["misfit"]
+
     @pytest.fixture
     def exported(self, installation: Installation, tmp_path: Path) -> Path:
         path = tmp_path / "good.tar"

@@ -124,6 +124,8 @@ def _more(found: Judgement) -> Iterator[str]:
     line = found.line
     if line.accepted:
         yield "Somebody accepted what the series does as its new normal: the threshold starts with this row."
+    if line.carried:
+        yield "The model changed: the threshold starts with what the new one makes of the rows before this."
     if line.raised != 1.0:
         alarms = f"{line.false_alarms} false alarm{'s' * (line.false_alarms != 1)}"
         yield f"The threshold is raised by {line.raised - 1:.0%} on account of {alarms}."

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from changes import changed
 from contamination import halved, poisoned, variants
 from controls import always, by_chance, episodes, ewma_z
 from labelled import (
@@ -168,6 +169,9 @@ def main() -> int:
         if not options.no_contamination and halved(data).every:
             report[name]["contamination"] = contaminate(data, options.kept)
             tables.append(_contamination_table(report[name]["contamination"]))
+        if not options.no_changes and (found := changed(data, options.kept)):
+            report[name]["changes"] = found
+            tables.append(_changes_table(found))
         print("\n\n".join(tables[shown:]) + f"\n\n{time.monotonic() - began:.0f} s", flush=True)
     publish(report, options.output, options.page, "quality", "\n\n".join(tables))
     return 0
@@ -182,6 +186,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--no-contamination", action="store_true", help="leave out what anomalies in training cost"
     )
+    parser.add_argument("--no-changes", action="store_true", help="leave out what changes of model do")
     parser.add_argument("--kept", type=Path, default=KEPT, help="folder of bundles, kept by their content")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "quality.json")
     parser.add_argument("--page", type=Path, help="write the tables into this page; make quality does")
@@ -457,6 +462,15 @@ def _contamination_table(report: dict[str, Any]) -> str:
         f"| {row['push']:g} spreads | {row['noticed']} of {row['series']} series | {_at_retrain(row)} |"
         for row in report["pushes"]
     ]
+    return "\n".join(lines)
+
+
+def _changes_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| Windows after a change of model | Changes | Alerts | Without the change |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {row['windows']} | {row['changes']} | {row['with']} | {row['without']} |" for row in rows]
     return "\n".join(lines)
 
 

@@ -35,7 +35,7 @@ class FakeScorer:
     def score(self, windows: Windows) -> Errors:
         """Mean distance of each row from the level: its root mean square over the window, and the last."""
         rows = (np.abs(self._values(windows) - self._level) / self._spread).mean(axis=2)
-        return Errors(np.sqrt((rows**2).mean(axis=1)), rows[:, -1])
+        return Errors(np.hypot.reduce(rows, axis=1) / np.sqrt(rows.shape[1]), rows[:, -1])
 
     def explain(self, windows: Windows) -> Explanation:
         """The level is what was expected; each feature contributes by its distance."""

@@ -457,9 +457,14 @@ def _contamination_table(report: dict[str, Any]) -> str:
         for row in report["rows"]
     ]
     if report["pushes"]:
-        lines += ["", "| Pushed at each retrain | Noticed | At retrain |", "|---|---|---|"]
+        lines += [
+            "",
+            "| Pushed at each retrain | Features | Noticed | At retrain | Of all retrains |",
+            "|---|---|---|---|---|",
+        ]
     lines += [
-        f"| {row['push']:g} spreads | {row['noticed']} of {row['series']} series | {_at_retrain(row)} |"
+        f"| {row['push']:g} spreads | {row['features']} | {row['noticed']} of {row['series']} series "
+        f"| {_at_retrain(row)} | {row['noticed_retrains']} of {row['retrains']} |"
         for row in report["pushes"]
     ]
     return "\n".join(lines)

@@ -252,11 +252,12 @@ def _sentence(
 
 
 def _moved(noticed: Sequence[Drift], of: int) -> str:
-    worst = max(noticed, key=lambda each: (abs(each.level), each.error))
+    worst = max(noticed, key=lambda each: each.beyond)
+    farthest = ", ".join(f"{name} by {level:+.1f}" for name, level in worst.features.items())
     return (
         f"{len(noticed)} of {of} series have drifted from the pinned reference, {worst.series} by "
-        f"{worst.level:+.1f} of its spreads, {worst.spread:.2g} times its spread, and an error "
-        f"{worst.error:+.1f} deviations from its calibration"
+        f"{worst.level:+.1f} of its spreads (farthest {farthest or 'none'}), {worst.spread:.2g} times its "
+        f"spread, and {worst.error:.2g} times its error"
     )
 
 

@@ -171,7 +171,8 @@ class TestReference:
         assert not ruling.promoted
         assert [each.series for each in ruling.drifted] == ["pump-1"]
         assert ruling.sentence.startswith(
-            "refused: 1 of 4 series have drifted from the pinned reference, pump-1 by +1.5 of its spreads"
+            "refused: 1 of 4 series have drifted from the pinned reference, pump-1 by +1.5 of its spreads "
+            "(farthest "
         )
 
     def test_rows_as_the_reference_knows_them_pass(self, trial: Trial, good: Bundle) -> None:

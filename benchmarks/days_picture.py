@@ -9,11 +9,11 @@ from typing import Any
 from models.pictures import Plot, bounds
 from pipeline.drift import DRIFTED
 
-WIDTH, PANEL, BAND, LAST, FOOT = 960, 108, 84, 130, 26
+WIDTH, PANEL, BAND, LAST, FOOT = 960, 108, 102, 130, 26
 LEFT, RIGHT = 56, 12
 """As wide as the axes of a plot are from its edges."""
-ROWS = 4
-"""Of labels, above each other where they would touch."""
+ROWS = 5
+"""Of labels, each below those before it that it would touch, so that its line crosses none of them."""
 SYMBOLS = {
     "promoted": "▲", "refused": "✕", "by hand": "▲", "rolled back": "◀", "accepted": "✓", "frozen": "■",
 }  # fmt: skip
@@ -81,7 +81,7 @@ def draw(report: Mapping[str, Any], shown: Sequence[int]) -> str:
 
 
 def _decisions(decisions: Sequence[Mapping[str, Any]], hours: float, bottom: int) -> str:
-    """A line for each decision, and its name above, in rows so that no two touch."""
+    """A line for each decision, and its name above."""
     parts, free = [], [0.0] * ROWS
     for each in decisions:
         x = LEFT + each["hour"] / hours * (WIDTH - LEFT - RIGHT)
@@ -90,7 +90,7 @@ def _decisions(decisions: Sequence[Mapping[str, Any]], hours: float, bottom: int
         wide = 6.2 * len(text) + 8
         left = x + wide > WIDTH - RIGHT
         begins, ends = (x - wide, x) if left else (x, x + wide)
-        row = next((n for n, until in enumerate(free) if until <= begins), ROWS - 1)
+        row = min(max((n + 1 for n, until in enumerate(free) if until > begins), default=0), ROWS - 1)
         free[row] = ends
         y = 22 + 18 * row
         parts.append(

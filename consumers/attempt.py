@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -75,11 +75,12 @@ class Outcome:
     """What became of a training that came to its end.
 
     Attributes:
-        promoted: whether the challenger is the champion now.
-        bundle_id: the challenger.
+        promoted: whether the bundle is the champion now.
+        bundle_id: the challenger, or PCA where that serves in its stead.
         predecessor: the champion before.
         why: as the control record says it.
         gate: the ruling as JSON values.
+        refused: the challenger that PCA stands in for, with its own ruling.
     """
 
     promoted: bool
@@ -87,6 +88,7 @@ class Outcome:
     predecessor: str | None
     why: str
     gate: dict[str, Any]
+    refused: Outcome | None = None
 
 
 class LeaseLostError(Exception):
@@ -159,20 +161,28 @@ class Attempt:
             raise
         bundle_id = parts.registry.save(parts.stream, found.bundle)
         if force is not None:
-            return self._promote(found, bundle_id, f"forced ({force}), whatever the gate says: {found.why}")
+            return self._promote(found, f"forced ({force}), whatever the gate says: {found.why}")
         if found.ruling.promoted:
-            return self._promote(found, bundle_id, found.why)
-        self._publish(Refused(**self._said(found.why), bundle=bundle_id))
-        return Outcome(False, bundle_id, found.champion, found.why, found.ruling.as_json())
+            return self._promote(found, found.why)
+        record = Refused(**self._said(found.why), bundle=bundle_id)
+        refused = Outcome(False, bundle_id, found.champion, found.why, found.ruling.as_json())
+        if found.stand_in is None:
+            self._publish(record)
+            return refused
+        parts.registry.save(parts.stream, found.stand_in.bundle)
+        return replace(self._promote(found.stand_in, found.stand_in.why, record), refused=refused)
 
     def _begin(self, why: str) -> None:
         view = self._publish(Begun(**self._said(why)))
         if (fence := view.fences.get(self._parts.stream, 0)) != self._lease.token:
             raise LeaseLostError(f"another program began to train the stream under the fence {fence}")
 
-    def _promote(self, found: Challenge, bundle_id: str, why: str) -> Outcome:
+    def _promote(self, found: Challenge, why: str, *before: Record) -> Outcome:
+        """Put a bundle to use; the records that come ``before`` it are published with it."""
         self._keep()
-        view = self._publish(Champion(**self._said(why), bundle=bundle_id, predecessor=found.champion))
+        bundle_id = found.bundle.sha
+        champion = Champion(**self._said(why), bundle=bundle_id, predecessor=found.champion)
+        view = self._publish(*before, champion)
         if view.champions.get(self._parts.stream) != bundle_id:
             raise LeaseLostError(
                 f"bundle {bundle_id[:12]} was not promoted: another program began to train the stream, or "
@@ -185,8 +195,8 @@ class Attempt:
         said = {"stream": parts.stream, "at": parts.now(), "who": parts.who, "why": why}
         return said | {"fence": self._lease.token}
 
-    def _publish(self, record: Record) -> ControlView:
-        self._parts.producer.send([send(record, self._parts.config.control_topic)])
+    def _publish(self, *records: Record) -> ControlView:
+        self._parts.producer.send([send(each, self._parts.config.control_topic) for each in records])
         self._parts.producer.flush()
         return self._log.refresh()
 

@@ -207,6 +207,7 @@ def _check(rows: Mapping[str, SeriesRows], spec: ModelSpec) -> None:
             "wait for more rows or choose a smaller window",
             have=have,
             need=need,
+            rows=sum(len(each.segment) for each in rows.values()),
         )
 
 

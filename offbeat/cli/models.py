@@ -23,6 +23,7 @@ from offbeat.cli.options import (
 
 if TYPE_CHECKING:
     from models import Bundle, Registry
+    from models.gate import Ruling
     from models.manifest import Manifest
     from models.report import Report
     from offbeat.bundles import Difference, Listed
@@ -152,15 +153,17 @@ def show(
             "promoted": [each for each in view.promotions.get(at.stream, []) if each.bundle == bundle_id],
             "refused": [each for each in view.refusals.get(at.stream, []) if each.bundle == bundle_id],
         }
+    report = report_of(loaded)
     if json:
         listed = _as_json(Listed(bundle_id, role, loaded.manifest, ""))
         decided = {
             what: [{"at": each.at, "who": each.who, "why": each.why} for each in some]
             for what, some in said.items()
         }
-        print_json(listed | decided | {"reports": sorted(loaded.reports), "lies_in": lies_in})
+        gate = None if report is None or report.gate is None else report.gate.as_json()
+        reports = {"reports": sorted(loaded.reports), "lies_in": lies_in}
+        print_json(listed | decided | {"gate": gate} | reports)
         return
-    report = report_of(loaded)
     lines = [
         ("bundle", bundle_id + (f" ({role})" if role else "")),
         ("stream", at.stream),
@@ -172,6 +175,8 @@ def show(
         lines += [(what, f"{each.at:%Y-%m-%d %H:%M UTC} by {each.who}: {each.why}") for each in some]
     for name, text in lines:
         typer.echo(f"{name:<13} {plain(text)}")
+    if report is not None and report.gate is not None:
+        _tell_gate(report.gate, report.champion)
     if report is not None and report.series:
         _tell_series(report)
 
@@ -200,6 +205,24 @@ def _described(bundle: Bundle, report: Report | None) -> list[tuple[str, str]]:
         ("other series", f"begin with the error {error:.4f} ± {deviation:.4f}"),
         ("learned from", learned),
     ]
+
+
+def _tell_gate(ruling: Ruling, champion: str) -> None:
+    """How the gate judged a bundle, in numbers; the sentence stands in the control record."""
+    from models.verdict import COMPARED, WORDS, compared, extent, faults, figures, found, verdict
+
+    other = f", against the champion, {champion}" if champion else ""
+    typer.echo(f"\nat the gate: {plain(verdict(ruling) + other)}; {plain(extent(ruling))}")
+    rows = [[*compared(ruling, each), WORDS[each.verdict]] for each in ruling.comparisons]
+    print_columns([*(f" {each}" if n > 1 else each for n, each in enumerate(COMPARED)), "verdict"], rows)
+    typer.echo()
+    did = [faults(each) for each in ruling.contenders.values()]
+    rows = [*map(list, figures(ruling)), *([name, *(found(each[name]) for each in did)] for name in did[0])]
+    print_columns(["", *(f" {role}" for role in ruling.contenders)], rows)
+    if ruling.referenced:
+        moved = ", ".join(plain(each.series) for each in ruling.drifted[:_SERIES]) or "none"
+        count = f"{len(ruling.drifted):,} of {ruling.referenced:,} series"
+        typer.echo(f"drifted from the pinned reference: {count} ({moved})")
 
 
 def _tell_series(report: Report) -> None:

@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -24,6 +24,7 @@ from pipeline.alerts import Alert
 from pipeline.bus import connect
 from pipeline.config import load
 from pipeline.control import ControlLog
+from pipeline.errors import NotFound
 from pipeline.journal import InForce, JournalLog
 from pipeline.ports import Broker
 from pipeline.records import Send
@@ -101,7 +102,11 @@ class Plant:
 
     def bundles(self) -> list[str]:
         """What was in force, one after the other."""
-        entries = [each for each in self.journal.entries(0, settled=False)[0] if isinstance(each, InForce)]
+        entries = list[InForce]()
+        with suppress(NotFound):  # the worker makes the journal when it starts
+            entries += [
+                each for each in self.journal.entries(0, settled=False)[0] if isinstance(each, InForce)
+            ]
         return [bundle for bundle, _ in groupby(entries, lambda each: each.bundle_sha) if bundle]
 
     def alerts(self) -> list[Alert]:

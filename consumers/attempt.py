@@ -23,6 +23,11 @@ KEEP_S: Final = 30.0
 """Progress renews the lease so often."""
 
 
+def training_of(stream: str) -> str:
+    """What the lease is held of by whoever trains a stream."""
+    return f"{stream}:training"
+
+
 def utc_now() -> datetime:
     """The wall clock."""
     return datetime.now(UTC)
@@ -67,7 +72,7 @@ class Parts:
     @property
     def work(self) -> str:
         """What a lease is held of."""
-        return f"{self.stream}:training"
+        return training_of(self.stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +193,11 @@ class Attempt:
                 f"bundle {bundle_id[:12]} was not promoted: another program began to train the stream, or "
                 "another champion was chosen, while it was made"
             )
+        if not self._parts.registry.holds(self._parts.stream, bundle_id):
+            gone = f"bundle {bundle_id[:12]} was removed from the registry before it was promoted"
+            if found.champion is not None:
+                self._publish(Champion(**self._said(gone), bundle=found.champion, predecessor=bundle_id))
+            raise OffbeatError(f"{gone}; it is trained again when training is due")
         return Outcome(True, bundle_id, found.champion, why, found.ruling.as_json())
 
     def _said(self, why: str) -> dict[str, Any]:

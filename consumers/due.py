@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from pipeline.control import ControlView
@@ -34,13 +35,18 @@ def due(view: ControlView, stream: str, every_s: float) -> Due:
 
     A decision is a champion, whoever chose it, or a challenger that was refused.
     """
-    decided = [*view.promotions.get(stream, ()), *view.refusals.get(stream, ())]
-    if not decided:
+    last = last_decision(view, stream)
+    if last is None:
         return Due(0.0, "the stream has no model yet")
     if not every_s:
         return Due(NEVER, "training.every is 0")
-    last = max(each.at.timestamp() for each in decided)
-    return Due(last + every_s, f"{lasting(every_s)} have passed since the last decision")
+    return Due(last.timestamp() + every_s, f"{lasting(every_s)} have passed since the last decision")
+
+
+def last_decision(view: ControlView, stream: str) -> datetime | None:
+    """When the stream's last champion was chosen or its last challenger refused; None where neither was."""
+    decided = [*view.promotions.get(stream, ()), *view.refusals.get(stream, ())]
+    return max((each.at for each in decided), default=None)
 
 
 def may_follow_drift(view: ControlView, stream: str, every_s: float, now_s: float) -> bool:

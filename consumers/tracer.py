@@ -37,7 +37,7 @@ from pipeline.ports import Float32s, Models, Scorer, Windows
 from pipeline.records import RecordBatch
 from pipeline.series import Arrays, PartitionState
 from pipeline.silences import Matchers
-from pipeline.thresholds import ACCEPTED, BINS, CARRIED, line, start, start_again
+from pipeline.thresholds import ACCEPTED, BINS, CARRIED, joined_line, line, start, start_again
 
 Rule = Literal["below", "trivial", "waits", "quiet", "stale", "fires", "open", "recovers", "ends"]
 RULES: tuple[Rule, ...] = (
@@ -350,7 +350,7 @@ class Tracer(Detector):
             error, last = piece.errors.window[window], piece.errors.last[window]
             start_again(row, sketch, calibration, error, last, window_rows, policy)
         raised = state.decisions.raised(self.stream.alerts)
-        height = policy.joint_line * (1.0 + grown)
+        height = joined_line(row.rows, grown, policy)
         last_height = height
         if not joint:
             height = line(row.error_mean, row.error_variance, sketch[:BINS], policy)

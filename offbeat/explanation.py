@@ -196,7 +196,8 @@ def _judged(found: Judgement) -> Iterator[tuple[str, str]]:
         joint = found.score * line.value
         yield "joined score", f"{joint:.4g}, the line at {line.value:.4g}: score {found.score:.4g}"
         for each in found.joined.channels:
-            yield each.name, f"{each.z:.4g} sd from what is usual, {each.share:.0%} of the joined score"
+            apart = round(each.z, 4) + 0.0  # no -0
+            yield each.name, f"{apart:.4g} sd from what is usual, {each.share:.0%} of the joined score"
         if found.joined.rarity is not None:
             root = found.joined.rarity**0.5
             yield "rarity", f"{found.joined.rarity:.4g}, which multiplies it by {root:.4g}"

@@ -35,7 +35,7 @@ from pipeline.moments import deviations, pace
 from pipeline.policy import JudgePolicy
 from pipeline.ports import Float32s, Float64s, Int32s
 from pipeline.records import Int64s
-from pipeline.thresholds import ACCEPTED, BINS, learn, line, most, start, start_again
+from pipeline.thresholds import ACCEPTED, BINS, joined_line, learn, line, most, start, start_again
 
 ANOMALY, SILENCE = 0, 1
 RECOVERED, IS_GONE = 0, 1
@@ -188,7 +188,7 @@ def _weigh(
     channels[1] = level
     channels[2] = shapes
     channels[3] = rarity
-    height = policy.joint_line * (1.0 + now.scalars[slot, 0].grown)
+    height = joined_line(row.rows, now.scalars[slot, 0].grown, policy)
     return joined(z, level, shapes, rarity), joined(last_z, level, shapes, rarity), height
 
 

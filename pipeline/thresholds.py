@@ -40,6 +40,12 @@ def line(mean: float, variance: float, sketch: Float32s, policy: JudgePolicy) ->
 
 
 @kernel
+def joined_line(rows: float, grown: float, policy: JudgePolicy) -> float:
+    """The line of the joined score, where moments rest on so many rows and alerts have made it grow."""
+    return policy.joint_line * (1.0 + grown) * (1.0 + policy.joint_doubt / math.sqrt(max(rows, 1.0)))
+
+
+@kernel
 def start(row: Row, sketch: Float32s, calibration: Float64s, policy: JudgePolicy) -> None:
     """Begin with the bundle's calibration (see :class:`pipeline.ports.Calibrated`)."""
     _begin(row, sketch, calibration, calibration[0], calibration[2], policy)
@@ -60,7 +66,7 @@ def start_again(
 
     An accepted row is itself what is normal. Where a series was calm under another model it is what the rows
     before have under this one, unless that is lower: a model that sees a series otherwise than its held-out
-    rows says nothing about the series.
+    rows says nothing about the series. What no row will move rests on the calibration's rows as before.
     """
     mean, last_mean = error, last_error
     if row.rows != ACCEPTED:
@@ -70,7 +76,7 @@ def start_again(
             return
         last_mean = calibration[2] * mean / max(calibration[0], 1e-9)
     _begin(row, sketch, calibration, mean, last_mean, policy)
-    row.rows = _ROWS_AT_HAND
+    row.rows = max(calibration[4], 1.0) if policy.still else _ROWS_AT_HAND
 
 
 @kernel

@@ -319,7 +319,7 @@ def _put_to_use(at: Opened, bundle_id: str, why: str, *, json: bool) -> None:
 
     loaded = at.registry.load(at.stream, bundle_id)  # a damaged one would only be refused by the workers
     check_fits(loaded.manifest.spec, bundle_id, at.stream, at.config.stream(at.stream))
-    was = at.control.promote(at.stream, bundle_id, why)
+    was = at.control.promote(at.stream, bundle_id, why, lambda: at.registry.holds(at.stream, bundle_id))
     if json:
         print_json({"champion": bundle_id, "before": was})
     elif was == bundle_id:
@@ -341,7 +341,14 @@ def rollback(
 
 
 @group.command(epilog="Example: `offbeat models pin pumps 3f9a --why 'the week after the overhaul'`")
-def pin(*, stream: StreamName, bundle: BundleId, why: Why, config: ConfigFile = DEFAULT_CONFIG) -> None:
+def pin(
+    *,
+    stream: StreamName,
+    bundle: BundleId,
+    why: Why,
+    config: ConfigFile = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
     """Hold every new model against this bundle, too.
 
     A series that is pushed a little at each retrain never differs much from the model before.
@@ -350,18 +357,29 @@ def pin(*, stream: StreamName, bundle: BundleId, why: Why, config: ConfigFile = 
     with opened(config, stream, "pin") as at:
         bundle_id = chosen_bundle(at, bundle)
         at.registry.load(at.stream, bundle_id)
-        at.control.pin(at.stream, bundle_id, why)
-    typer.echo(
-        f"new models of stream {at.stream!r} are held against bundle {bundle_id[:_DIGITS]} from now on"
-    )
+        was = at.control.pin(at.stream, bundle_id, why, lambda: at.registry.holds(at.stream, bundle_id))
+    if json:
+        print_json({"pinned": bundle_id, "before": was})
+    else:
+        typer.echo(
+            f"new models of stream {at.stream!r} are held against bundle {bundle_id[:_DIGITS]} from now on"
+        )
 
 
 @group.command(epilog="Example: `offbeat models unpin pumps --why 'new pumps'`")
-def unpin(*, stream: StreamName, why: Why, config: ConfigFile = DEFAULT_CONFIG) -> None:
+def unpin(*, stream: StreamName, why: Why, config: ConfigFile = DEFAULT_CONFIG, json: Json = False) -> None:
     """Hold new models against no pinned bundle any more."""
     with opened(config, stream, "unpin") as at:
-        at.control.pin(at.stream, None, why)
-    typer.echo(f"new models of stream {at.stream!r} are held against no pinned bundle any more")
+        was = at.control.pin(at.stream, None, why)
+    if json:
+        print_json({"pinned": None, "before": was})
+    elif was is None:
+        typer.echo(f"stream {at.stream!r} has no pinned bundle; nothing was changed")
+    else:
+        typer.echo(
+            f"new models of stream {at.stream!r} are held against no pinned bundle any more "
+            f"(before: {was[:_DIGITS]})"
+        )
 
 
 @group.command(epilog="Example: `offbeat models export pumps 3f9a pumps.tar`")
@@ -431,11 +449,11 @@ def gc(
     with opened(config, stream, "gc") as at:
         replayed = bundles.replayed(at.config, at.broker, at.stream)
         found = bundles.rubbish(at.registry, at.control.view(), at.stream, replayed=replayed, keep=keep)
-        for name in (*found.bundles, *found.leftovers):
-            if yes:
-                at.registry.delete(at.stream, name)
+        if yes:
+            found = bundles.remove(at.registry, at.control.view, at.stream, found)
     if json:
-        print_json({**dataclasses.asdict(found), "bundles": list(found.bundles), "removed": yes})
+        said = {"bundles": list(found.bundles), "leftovers": found.leftovers, "kept": found.kept}
+        print_json(said | {"removed": yes})
         return
     verb = "removed" if yes else "would remove"
     for bundle, made in found.bundles.items():

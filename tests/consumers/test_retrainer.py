@@ -731,6 +731,10 @@ class TestShadow:
             assert set(each["errors"]) == {"p0", "p1", "p2", "p3"}
             for median, high, highest in each["errors"].values():
                 assert 0.01 < median < high <= highest
+            assert set(each["scores"]) == set(each["errors"])
+            for name, (median, _, highest) in each["scores"].items():
+                assert median < 1 < highest  # the line, which the spikes passed
+                assert [median, highest] != each["errors"][name][::2]
         assert "shadowing" in running.did()
         assert site.decision().why.startswith("alerts in ")
         # The gate has seen these rows as well.
@@ -805,6 +809,26 @@ class TestOneAtATime:
         assert len(site.view.promotions.get(STREAM, [])) == decided
         assert "is void: it was made under the fence" in running.notices[-2]
         assert "was not promoted" in running.notices[-1]
+
+    # `offbeat models gc --keep 0` takes a bundle that is not the champion yet for one that nothing needs.
+    def test_a_challenger_that_is_removed_before_it_is_promoted_is_no_champion(self, site: Site) -> None:
+        site.produce(200)
+        site.retrainer().turn()
+        before = site.champion
+        assert before
+
+        def sweep() -> None:
+            for each in site.registry.bundles(STREAM):
+                if each != before:
+                    site.registry.delete(STREAM, each)
+
+        site.produce(200)
+        producer = Preceding(site.broker.producer(), b'"champion"', sweep)
+        with pytest.raises(OffbeatError, match="was removed from the registry before it was promoted"):
+            site.retrainer(producer=producer).retrainer.once("to see", force="whatever it is")
+
+        assert site.champion == before
+        assert site.view.promotions[STREAM][-1].why.endswith("before it was promoted")
 
     # The gate compared with the champion of then; what a person chose since is not overruled.
     def test_a_champion_that_was_chosen_meanwhile_stays(self, site: Site) -> None:

@@ -195,16 +195,54 @@ def test_every_score_is_the_one_of_the_recipe(rows: Values) -> None:
     assert np.ptp(wanted) > 1
 
 
-def test_without_an_own_line_it_is_lower_where_rarity_weighs_the_score() -> None:
-    found = [
-        Feed(joint(features, line=None, rarity=rarity), FakeScorer())
-        .send(*events(noise(9, features)))
-        .scores[0]
-        .threshold[0]
-        for features, rarity in ((1, True), (1, False), (2, True))
-    ]
+class CalibratedOn(FakeScorer):
+    """A model that was calibrated on so many held-out rows."""
 
-    assert found == [0.444, 1.55, 3.25]
+    def __init__(self, held_out: float, **known: float) -> None:
+        super().__init__(**known)
+        self._held_out = held_out
+
+    def assign(self, series: Sequence[str]) -> Calibrated:
+        found = super().assign(series)
+        found.calibration[:, 4] = self._held_out
+        return found
+
+
+class TestLine:
+    """Where the line of the joined score is, in windows of 8 rows."""
+
+    def line(self, features: int, held_out: float = math.inf, **threshold: object) -> float:
+        feed = Feed(joint(features, **{"line": None, **threshold}), CalibratedOn(held_out))
+        return float(feed.send(*events(noise(9, features))).scores[0].threshold[0])
+
+    def test_of_one_feature_it_is_lower_where_rarity_weighs_the_score(self) -> None:
+        assert [self.line(1, 4, rarity=rarity) for rarity in (True, False)] == [0.444, 1.55]
+
+    def test_of_several_it_rises_with_their_fifth_root(self) -> None:
+        assert [self.line(features) for features in (2, 16)] == pytest.approx([1.780, 2.699], rel=1e-3)
+
+    def test_it_is_two_standard_errors_higher_where_the_calibration_rests_on_few_rows(self) -> None:
+        deviations = np.random.default_rng(0).normal(size=(100_000, 25)).std(axis=1)
+
+        rise = self.line(4, held_out=25 * 8) / self.line(4) - 1
+
+        assert rise == pytest.approx(2 * deviations.std(), rel=0.05)
+
+    @pytest.mark.parametrize("change", ["accepted", "another model"])
+    def test_it_rests_on_the_same_rows_after_a_new_normal(self, change: str) -> None:
+        feed = Feed(joint(4, line=None), CalibratedOn(400))
+        before = feed.send(*events(noise(20, 4))).scores[0].threshold[-1]
+        if change == "accepted":
+            accept(feed.state.rows[0])
+        else:
+            feed.state.adopt(CalibratedOn(400, normal_error=0.01), "another")
+
+        after = feed.send(*events(noise(20, 4), first=20)).scores[0].threshold[0]
+
+        assert after == pytest.approx(before)
+
+    def test_a_line_that_is_set_stands_as_it_is(self) -> None:
+        assert self.line(4, 4, line=3.0) == 3.0
 
 
 class TestState:

@@ -653,6 +653,22 @@ def test_a_champion_that_cannot_be_had_changes_nothing_and_is_said(plant: Plant)
     assert (running.status.message, running.status.bundle_id) == ("scoring", "bundle-3")
 
 
+# The second is promoted to mend the first: that it failed as well must not be silent.
+def test_each_champion_in_a_row_that_cannot_be_had_is_told_of_once(plant: Plant) -> None:
+    plant.produce(NORMAL, NORMAL)
+    running = plant.worker().read_all()
+
+    for bundle in ("nobodys-1", "nobodys-2", "nobodys-1"):
+        plant.desk.promote(bundle, missing=True)
+        running.later(1).later(1)
+
+    told = [notice for notice in running.notices if "goes on as it is" in notice]
+    assert [notice.partition(";")[0] for notice in told] == [
+        f"there is no bundle {bundle}" for bundle in ("nobodys-1", "nobodys-2", "nobodys-1")
+    ]
+    assert (running.status.doing, running.status.bundle_id) == ("live", "bundle-1")
+
+
 # The model in use was loaded for rows under the policy before.
 def test_a_policy_that_no_model_can_be_had_for_waits_and_detection_goes_on(plant: Plant) -> None:
     plant.produce(NORMAL, NORMAL)

@@ -29,12 +29,13 @@ from pipeline.journal import InForce, JournalLog
 from pipeline.ports import Broker
 from pipeline.records import Send
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 SERIES, PART = 6, 240
 """Each series sends ``PART`` rows between two decisions."""
 START, MINUTE = datetime(2026, 3, 2, tzinfo=UTC), timedelta(minutes=1)
-DEADLINE_S = 90.0
+DEADLINE_S = 150.0
+"""A worker that finds no compiled kernels compiles them first."""
 STREAM = """
   plant:
     topic: {topic}

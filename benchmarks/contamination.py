@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from labelled import (
+    DAY_NS,
     NOTHING_LEFT_OUT,
     DataSet,
+    Float64s,
     Int64s,
     Remembering,
     Series,
@@ -19,9 +21,9 @@ from labelled import (
     watch,
 )
 
-from models import SeriesRows, StackScorer
+from models import Bundle, SeriesRows, StackScorer
 from models.episodes import Episode, LeftOut
-from models.reference import Drift, drifted
+from models.reference import drifted
 from pipeline.alerts import Transition
 
 SHARES = (0.01, 0.05, 0.10)
@@ -31,6 +33,8 @@ REFERENCE_ROWS, RETRAIN_ROWS, RETRAINS = 4_000, 1_000, 10
 """The reference learns from the first of these; each retrain sees as many, the next of these further on."""
 PUSHES = (0.0, 0.1, 0.2, 0.5)
 """Robust standard deviations by which a series is pushed at each retrain."""
+ALONE, ALONE_PUSHES = 4, (0.2, 0.5, 1.0)
+"""And so many features of each series, one at a time; a single one has to go farther."""
 
 
 def halved(data: DataSet) -> DataSet:
@@ -118,37 +122,64 @@ def variants(whole: DataSet, kept: Path) -> list[tuple[str, str, DataSet, Rememb
     return made
 
 
+def stretches(whole: DataSet) -> DataSet:
+    """Pieces of each series that are long enough for a reference and its retrains.
+
+    The next one begins where the reference of the one before it ends.
+    """
+    rows, every = REFERENCE_ROWS + RETRAINS * RETRAIN_ROWS, []
+    for each in whole.every:
+        for first in range(0, len(each.values) - rows + 1, REFERENCE_ROWS):
+            name, piece = f"{each.name} from row {first}", slice(first, first + rows)
+            times, values = each.time_ns[piece], each.values[piece]
+            records = as_records(whole.name, name, whole.features, times, values)
+            every.append(Series(name, records, REFERENCE_ROWS, times, values, each.windows))
+    return replace(whole, every=every)
+
+
 def poisoned(whole: DataSet, kept: Path) -> list[dict[str, Any]]:
-    """At which retrain a push of so many deviations each is noticed against the pinned first bundle."""
-    long = [each for each in whole.every if len(each.values) >= REFERENCE_ROWS + RETRAINS * RETRAIN_ROWS]
-    if not long:
+    """At which retrain a push of so many deviations each is noticed against the pinned first bundle.
+
+    All features are pushed, or one alone.
+    """
+    data = stretches(whole)
+    if not data.every:
         return []
-    data = replace(whole, every=[replace(each, learned=REFERENCE_ROWS) for each in long])
-    reference = train(data, None, kept)
-    models = StackScorer(reference).assign([each.name for each in long]).model
-    spreads = {each.name: reference.scaling.spread[model] for each, model in zip(long, models, strict=True)}
-    rows = []
-    for push in PUSHES:
-        noticed = dict[str, tuple[int, Drift]]()
+    reference, features = train(data, None, kept), len(data.features)
+    rows = [_pushed(data, reference, push, [np.ones(features)]) for push in PUSHES]
+    if features > 1:
+        alone = list(np.eye(features)[:: -(-features // ALONE)])
+        rows += [_pushed(data, reference, push, alone) for push in ALONE_PUSHES]
+    return rows
+
+
+def _pushed(data: DataSet, reference: Bundle, push: float, which: Sequence[Float64s]) -> dict[str, Any]:
+    """What is noticed when the features float64[F] of each of ``which`` are pushed."""
+    models = StackScorer(reference).assign([each.name for each in data.every]).model
+    flat = np.zeros(REFERENCE_ROWS, np.int32)
+    noticed = np.zeros((len(which), len(data.every), RETRAINS), bool)
+    for n, some in enumerate(which):
         for retrain in range(1, RETRAINS + 1):
             newest = slice(retrain * RETRAIN_ROWS, retrain * RETRAIN_ROWS + REFERENCE_ROWS)
-            flat = np.zeros(REFERENCE_ROWS, np.int32)
             pushed = {
-                each.name: SeriesRows(each.values[newest] + retrain * push * spreads[each.name], flat)
-                for each in long
+                each.name: SeriesRows(
+                    each.values[newest] + retrain * push * some * reference.scaling.spread[model], flat
+                )
+                for each, model in zip(data.every, models, strict=True)
             }
-            for drift in drifted(reference, pushed):
-                if drift.noticed:
-                    noticed.setdefault(drift.series, (retrain, drift))
-        at = [retrain for retrain, _ in noticed.values()]
-        rows.append(
-            {
-                "push": push,
-                "series": len(long),
-                "noticed": len(at),
-                "at_retrain": float(np.median(at)) if at else None,
-                "first": min(at, default=None),
-                "last": max(at, default=None),
-            }
-        )
-    return rows
+            drifts = {drift.series: drift.noticed for drift in drifted(reference, pushed)}
+            noticed[n, :, retrain - 1] = [drifts[each.name] for each in data.every]
+    at = noticed.argmax(axis=2)[noticed.any(axis=2)] + 1
+    a_row = np.mean([np.median(np.diff(each.time_ns)) for each in data.every])
+    return {
+        "push": push,
+        "features": int(which[0].sum()),
+        "series": noticed.shape[0] * noticed.shape[1],
+        "noticed": len(at),
+        "at_retrain": float(np.median(at)) if len(at) else None,
+        "first": int(at.min()) if len(at) else None,
+        "last": int(at.max()) if len(at) else None,
+        "retrains": noticed.size,
+        "noticed_retrains": int(noticed.sum()),
+        "days": noticed.size * RETRAIN_ROWS * float(a_row) / DAY_NS,
+    }

@@ -9,12 +9,14 @@ from typing import Any
 from models.pictures import Plot, bounds
 from pipeline.drift import DRIFTED
 
-WIDTH, PANEL, BAND, LAST, FOOT = 960, 108, 84, 130, 26
+WIDTH, PANEL, BAND, LAST, FOOT = 960, 108, 102, 130, 26
 LEFT, RIGHT = 56, 12
 """As wide as the axes of a plot are from its edges."""
-ROWS = 4
-"""Of labels, above each other where they would touch."""
-SYMBOLS = {"promoted": "▲", "refused": "✕", "by hand": "▲", "rolled back": "◀"}
+ROWS = 5
+"""Of labels, each below those before it that it would touch, so that its line crosses none of them."""
+SYMBOLS = {
+    "promoted": "▲", "refused": "✕", "by hand": "▲", "rolled back": "◀", "accepted": "✓", "frozen": "■",
+}  # fmt: skip
 STYLE = """<style>
  svg { --ink: #24292f; --faint: #8b949e; --value: #2f81f7; --alert: #d1242f; --odd: #bf8700; --good: #1a7f37;
   font: 11px sans-serif; fill: var(--ink) }
@@ -28,10 +30,10 @@ STYLE = """<style>
  .odd { fill: var(--odd); fill-opacity: .22 }
  .promoted, .rolled-back { stroke: var(--good) }
  .by-hand { stroke: var(--alert) }
- .refused { stroke: var(--faint); stroke-dasharray: 2 3 }
+ .refused, .accepted, .frozen { stroke: var(--faint); stroke-dasharray: 2 3 }
  text.promoted, text.rolled-back { fill: var(--good); stroke: none }
  text.by-hand { fill: var(--alert); stroke: none }
- text.refused, .small { fill: var(--faint); stroke: none }
+ text.refused, text.accepted, text.frozen, .small { fill: var(--faint); stroke: none }
 </style>"""
 
 
@@ -70,7 +72,7 @@ def draw(report: Mapping[str, Any], shown: Sequence[int]) -> str:
     parts.append(
         f'<text class="small" x="{LEFT}" y="{height - 8}">red: an alert is open · yellow: injected: a fault, '
         "polluted rows, or the new regime until it was accepted · lines: the model changes · "
-        "dotted: a challenger is refused</text>"
+        "dotted: it does not</text>"
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
@@ -79,15 +81,16 @@ def draw(report: Mapping[str, Any], shown: Sequence[int]) -> str:
 
 
 def _decisions(decisions: Sequence[Mapping[str, Any]], hours: float, bottom: int) -> str:
-    """A line for each decision, and its name above, in rows so that no two touch."""
+    """A line for each decision, and its name above."""
     parts, free = [], [0.0] * ROWS
     for each in decisions:
         x = LEFT + each["hour"] / hours * (WIDTH - LEFT - RIGHT)
         style, text = each["what"].replace(" ", "-"), f"{SYMBOLS[each['what']]} {each['what']}"
+        text += f" ({each['cause']})" * bool(each["cause"])
         wide = 6.2 * len(text) + 8
         left = x + wide > WIDTH - RIGHT
         begins, ends = (x - wide, x) if left else (x, x + wide)
-        row = next((n for n, until in enumerate(free) if until <= begins), ROWS - 1)
+        row = min(max((n + 1 for n, until in enumerate(free) if until > begins), default=0), ROWS - 1)
         free[row] = ends
         y = 22 + 18 * row
         parts.append(

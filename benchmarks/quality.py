@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from changes import changed
 from contamination import halved, poisoned, variants
 from controls import always, by_chance, episodes, ewma_z
 from labelled import (
@@ -36,6 +37,7 @@ from labelled import (
     train,
     watch,
 )
+from made_up import made_up
 from measures import average_precision, event_f1, hit_rate, nab_points, nab_score, vus_pr
 
 from models import StackScorer
@@ -44,6 +46,7 @@ from pipeline.config import Stream
 from pipeline.ports import Calibrated, Errors, Explanation, Scorer, Windows
 
 READERS: dict[str, Callable[[Path, str], DataSet]] = {"nab": nab, "smd": smd, "skab": skab}
+MADE_UP = "made-up"
 KEPT = ROOT / "build" / "quality"
 DRAWS, SEED = 2_000, 0
 LINES = np.geomspace(0.02, 50, 400)[::-1]
@@ -155,11 +158,13 @@ class Blind:
 def main() -> int:
     """Measure, print the tables, write the file and the page."""
     options = _options()
-    folder = data_folder(*options.only)
+    real = [each for each in options.only if each != MADE_UP]
+    folder = data_folder(*real)
     if folder is None:
         return 2
-    report, tables = {}, []
-    sets = {each: READERS[each](folder / each, options.series) for each in options.only}
+    report: dict[str, Any] = {}
+    tables: list[str] = []
+    sets = {each: READERS[each](folder / each, options.series) for each in real}
     for name, data in sets.items():
         began, shown = time.monotonic(), len(tables)
         print(f"{name}: {len(data.every)} series", flush=True)
@@ -168,7 +173,14 @@ def main() -> int:
         if not options.no_contamination and halved(data).every:
             report[name]["contamination"] = contaminate(data, options.kept)
             tables.append(_contamination_table(report[name]["contamination"]))
+        if not options.no_changes and (found := changed(data, options.kept)):
+            report[name]["changes"] = found
+            tables.append(_changes_table(found))
         print("\n\n".join(tables[shown:]) + f"\n\n{time.monotonic() - began:.0f} s", flush=True)
+    if MADE_UP in options.only:
+        report[MADE_UP] = made_up(options.kept)
+        tables.append(_made_up_table(report[MADE_UP]))
+        print(tables[-1], flush=True)
     publish(report, options.output, options.page, "quality", "\n\n".join(tables))
     return 0
 
@@ -177,11 +189,13 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=READERS, default=list(READERS), help="parts to measure")
+    parts = [*READERS, MADE_UP]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="parts to measure")
     parser.add_argument("--series", default="*", help="files of these parts, a pattern with * and ?")
     parser.add_argument(
         "--no-contamination", action="store_true", help="leave out what anomalies in training cost"
     )
+    parser.add_argument("--no-changes", action="store_true", help="leave out what changes of model do")
     parser.add_argument("--kept", type=Path, default=KEPT, help="folder of bundles, kept by their content")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "quality.json")
     parser.add_argument("--page", type=Path, help="write the tables into this page; make quality does")
@@ -452,10 +466,39 @@ def _contamination_table(report: dict[str, Any]) -> str:
         for row in report["rows"]
     ]
     if report["pushes"]:
-        lines += ["", "| Pushed at each retrain | Noticed | At retrain |", "|---|---|---|"]
+        lines += [
+            "",
+            "| Pushed at each retrain | Features | Noticed | At retrain | Of all retrains |",
+            "|---|---|---|---|---|",
+        ]
     lines += [
-        f"| {row['push']:g} spreads | {row['noticed']} of {row['series']} series | {_at_retrain(row)} |"
+        f"| {row['push']:g} spreads | {row['features']} | {row['noticed']} of {row['series']} series "
+        f"| {_at_retrain(row)} | {row['noticed_retrains']} of {row['retrains']} |"
         for row in report["pushes"]
+    ]
+    return "\n".join(lines)
+
+
+def _changes_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| Windows after a change of model | Changes | Alerts | Without the change |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {row['windows']} | {row['changes']} | {row['with']} | {row['without']} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _made_up_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "### made-up machines of several features",
+        "",
+        "| Features | Threshold | Faults found | False alarms a day without faults |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['features']} | {row['threshold']} | {row['found']} of {row['faults']} "
+        f"| {row['false_alarms_per_day']:.3f} |"
+        for row in rows
     ]
     return "\n".join(lines)
 

@@ -1,9 +1,9 @@
 """Measures what it is worth to stack small autoencoders, for build/stacks.json and docs/performance.md.
 
 `make stacks` trains 1,000 of them (window 32, 4 features, 128-32-8-32-128, 2,000 rows each) as the program
-does, by two threads, and between parts of that work a few of the same networks one after the other by the
-same loop; then it scores windows by all of them, beside nothing but the matrix products. It takes some five
-minutes on two cores.
+does, by two threads, and around each part of that work a few of the same networks one after the other: by
+PyTorch's operators, and as the program trains a single one. Then it scores windows by all of them. Both are
+held against nothing but the matrix products. It takes some two minutes on two cores.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402 - the path comes first
+import numba  # noqa: E402 - the path comes first
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from labelled import publish  # noqa: E402
 
 from models import ModelSpec, Progress  # noqa: E402
 from models.autoencoder import Autoencoder, helpers  # noqa: E402
 from models.blocks import fit_blocks  # noqa: E402
-from models.fitting import CPU, Check, Lesson, fit  # noqa: E402
+from models.descent import one_thread  # noqa: E402
+from models.fitting import CPU, Check, fit, teach  # noqa: E402
+from models.learners import Operators  # noqa: E402
+from models.lessons import Lesson  # noqa: E402
 from models.samples import split  # noqa: E402
 from models.scaling import Scaling  # noqa: E402
 from models.stack import _VALUES_AT_ONCE, Stack, _blocks  # noqa: E402
@@ -37,8 +43,9 @@ from pipeline.ports import Int32s, Windows  # noqa: E402
 
 FEATURES = ("a", "b", "c", "d")
 WINDOW, ROWS, THREADS = 32, 2_000, 2
-PARTS = 4
-"""Of the stack's work, between which networks are trained alone: what else the machine does meets both."""
+PARTS = 5
+"""Of the stack's work, around which networks are trained alone: what else the machine does meets both."""
+BATCH = 64
 POLL = 50_000
 """Windows that are scored at once: the most that the detect step hands over."""
 SKEW = 1.1
@@ -97,69 +104,112 @@ def lesson(number: int) -> Lesson:
 
 
 class Clock:
-    """Seconds on the wall and of the processor, over several stretches."""
+    """Seconds on the wall and of the processor, of stretches of work on so many networks each."""
 
     def __init__(self) -> None:
-        self.wall_s, self.cpu_s = 0.0, 0.0
+        self._stretches: list[tuple[int, float, float]] = []
 
-    def run(self, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the work gives
+    def run(self, work: Callable[[], Any], networks: int = 1) -> Any:  # noqa: ANN401 - whatever the work gives
         """Do it on the clock."""
         wall, cpu = time.perf_counter(), time.process_time()
         done = work()
-        self.wall_s += time.perf_counter() - wall
-        self.cpu_s += time.process_time() - cpu
+        self._stretches.append((networks, time.perf_counter() - wall, time.process_time() - cpu))
         return done
+
+    def a_network(self, last: int = 0) -> dict[str, float]:
+        """Seconds for each network, over all stretches or the ``last`` ones."""
+        networks, wall, cpu = np.sum(self._stretches[-last:], axis=0).tolist()
+        return {"wall_s": wall / networks, "cpu_s": cpu / networks}
 
 
 def train(spec: ModelSpec, networks: int, sample: int) -> tuple[dict[str, Any], Autoencoder]:
-    """The stack, some of its networks alone and some in a stack of one thread; and the trained stack."""
-    clocks = {name: Clock() for name in ("stacked", "one_thread", "alone")}
-    sampled = np.linspace(0, networks - 1, sample).round().astype(int)
+    """The stack, some of its networks alone in two ways and some in one thread; and the trained stack."""
+    clocks = {name: Clock() for name in ("stacked", "one_thread", "alone", "alone_by_pytorch")}
+    ways = {"alone": fit, "alone_by_pytorch": _by_operators}
     losses, kept = np.full(networks, np.nan), []
-    apart: dict[int, float] = {}
-    fit([lesson(0)], ModelSpec(features=FEATURES, window_rows=WINDOW, steps=10), lambda _: None)  # compiles
+    apart: dict[str, dict[int, float]] = {name: {} for name in ways}
+    short = replace(spec, steps=10)
+    for way in ways.values():
+        way([lesson(0)], short, lambda _: None)  # compiles
 
-    def alone(numbers: Sequence[int]) -> None:
+    def alone(name: str, numbers: Sequence[int]) -> None:
         for number in numbers:
             checks: list[Check] = []
             one = [lesson(number)]
-            clocks["alone"].run(lambda one=one, checks=checks: fit(one, spec, checks.append))
-            apart[number] = float(checks[-1].best_loss[0])
+            clocks[name].run(lambda one=one, checks=checks: ways[name](one, spec, checks.append))
+            apart[name][number] = float(checks[-1].best_loss[0])
 
-    between = np.array_split(sampled, PARTS + 1)
-    for part, numbers in enumerate(np.array_split(np.arange(networks), PARTS)):
-        alone(between[part].tolist())
+    ratios: list[dict[str, float]] = []
+    for numbers in np.array_split(np.arange(networks), PARTS):
+        chosen = numbers[np.linspace(0, len(numbers) - 1, sample // PARTS).round().astype(int)].tolist()
+        half = len(chosen) // 2
+        for name in ways:
+            alone(name, chosen[:half])
         lessons = [lesson(number) for number in numbers.tolist()]
 
         def keep(progress: Progress, first: int = int(numbers[0])) -> None:
             begin = first + progress.first
             losses[begin : begin + len(progress.check.best_loss)] = progress.check.best_loss
 
-        kept.append(
-            clocks["stacked"].run(lambda each=lessons, keep=keep: fit_blocks(each, spec, CPU, THREADS, keep))
-        )
-        print(f"{numbers[-1] + 1:,} of {networks:,} networks in {clocks['stacked'].wall_s:.0f} s", flush=True)
-    alone(between[PARTS].tolist())
+        work = partial(fit_blocks, lessons, spec, CPU, THREADS, keep)
+        kept.append(clocks["stacked"].run(work, len(lessons)))
+        for name in ways:
+            alone(name, chosen[half:])
+        stacked = clocks["stacked"].a_network(1)["wall_s"]
+        ratios.append({name: clocks[name].a_network(len(chosen))["wall_s"] / stacked for name in ways})
+        print(f"{numbers[-1] + 1:,} of {networks:,} networks trained", flush=True)
     few = [lesson(number) for number in range(min(networks, 64))]
-    clocks["one_thread"].run(lambda: fit_blocks(few, spec, CPU, 1, lambda _: None))
+    clocks["one_thread"].run(lambda: fit_blocks(few, spec, CPU, 1, lambda _: None), len(few))
 
-    counts = {"stacked": networks, "one_thread": len(few), "alone": sample}
-    a_network = {
-        name: {"wall_s": clock.wall_s / counts[name], "cpu_s": clock.cpu_s / counts[name]}
-        for name, clock in clocks.items()
-    }
-    off = [losses[number] / loss - 1 for number, loss in apart.items()]
+    a_network = {name: clock.a_network() for name, clock in clocks.items()}
     found = {
         "a_network": a_network,
-        "stacked_s": clocks["stacked"].wall_s,
-        "alone_sample": sample,
-        "alone_s": a_network["alone"]["wall_s"] * networks,
-        "times": a_network["alone"]["wall_s"] / a_network["stacked"]["wall_s"],
-        "times_one_thread": a_network["alone"]["cpu_s"] / a_network["one_thread"]["cpu_s"],
-        "times_cpu": a_network["alone"]["cpu_s"] / a_network["stacked"]["cpu_s"],
-        "loss_off": float(np.abs(off).max()),
+        "alone_sample": len(apart["alone"]),
+        "all_s": {name: each["wall_s"] * networks for name, each in a_network.items()},
+        "times": {name: _spread([each[name] for each in ratios]) for name in ways},
+        "times_cpu": {name: a_network[name]["cpu_s"] / a_network["stacked"]["cpu_s"] for name in ways},
+        "loss_off": {
+            name: max(abs(losses[number] / loss - 1) for number, loss in each.items())
+            for name, each in apart.items()
+        },
+        "products_s": _step_products(spec) * spec.steps,
     }
     return found, Autoencoder.join(kept)
+
+
+def _by_operators(lessons: list[Lesson], spec: ModelSpec, report: Callable[[Check], None]) -> Autoencoder:
+    """Train as the program does on a GPU, by PyTorch's operators and optimiser, here on the processor."""
+    drawn = Autoencoder.initial(spec.widths(), [each.random for each in lessons])
+    return teach(Operators(drawn, lessons, spec, CPU), lessons, spec, report)
+
+
+def _spread(found: list[float]) -> dict[str, float]:
+    return {"median": float(np.median(found)), "low": min(found), "high": max(found)}
+
+
+@numba.njit
+def _multiply(steps: int, values: Sequence[Any], weights: Sequence[Any]) -> None:
+    """The products of so many steps of training: forward, by the weights, and by all inputs but the first."""
+    for _ in range(steps):
+        for layer in range(len(weights)):
+            np.dot(values[layer], weights[layer], values[layer + 1])
+        for layer in range(len(weights) - 1, -1, -1):
+            np.dot(values[layer].T, values[layer + 1], weights[layer])
+            if layer:
+                np.dot(values[layer + 1], weights[layer].T, values[layer])
+
+
+def _step_products(spec: ModelSpec) -> float:
+    """CPU seconds of the products of one step of one network, in cache, by one thread: the best of many."""
+    widths, steps, taken = spec.widths(), 200, []
+    values = tuple(np.zeros((BATCH, width), np.float32) for width in widths)
+    weights = tuple(np.zeros(each, np.float32) for each in pairwise(widths))
+    with one_thread():
+        for _ in range(30):
+            before = time.thread_time()
+            _multiply(steps, values, weights)
+            taken.append(time.thread_time() - before)
+    return min(taken) / steps
 
 
 def score(network: Autoencoder, rounds: int) -> dict[str, Any]:
@@ -178,18 +228,18 @@ def score(network: Autoencoder, rounds: int) -> dict[str, Any]:
         works[name] = lambda windows=windows: stack.score(windows)
         works[f"{name}_products"] = _products(network, windows.model)
     rates: dict[str, list[float]] = {name: [] for name in works}
+    cpu_s: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
-            clock = Clock()
-            clock.run(work)
+            wall, cpu = time.perf_counter(), time.process_time()
+            work()
             if number:  # the first one warms up
-                rates[name].append(POLL / clock.wall_s)
+                rates[name].append(POLL / (time.perf_counter() - wall))
+                cpu_s[name].append((time.process_time() - cpu) / POLL * 1e6)
     return {
         "poll": POLL,
-        "windows_per_s": {
-            name: {"median": float(np.median(each)), "low": min(each), "high": max(each)}
-            for name, each in rates.items()
-        },
+        "windows_per_s": {name: _spread(each) for name, each in rates.items()},
+        "cpu_s_per_million": {name: _spread(each) for name, each in cpu_s.items()},
         "to_products": {
             name: float(np.median(np.divide(rates[name], rates[f"{name}_products"]))) for name in mixes
         },
@@ -232,34 +282,57 @@ def _table(report: dict[str, Any]) -> str:
         found = {key: each / 1e6 for key, each in rates[name].items()}
         return f"{found['median']:.2f} M/s ({found['low']:.2f} to {found['high']:.2f})"
 
+    def cpu(name: str) -> str:
+        found = scoring["cpu_s_per_million"][name]
+        return f"CPU of a million {found['median']:.2f} s ({found['low']:.2f} to {found['high']:.2f})"
+
+    def times(name: str) -> str:
+        found = training["times"][name]
+        return f"{found['median']:.1f} times as long ({found['low']:.1f} to {found['high']:.1f})"
+
+    of, sample = training["all_s"], training["alone_sample"]
     rows = [
-        (f"{networks} networks in a stack, {THREADS} threads", f"{training['stacked_s']:.0f} s", ""),
+        (f"{networks} networks in a stack, {THREADS} threads", f"{of['stacked']:.0f} s", ""),
         (
-            f"the same one after the other (from {training['alone_sample']} of them)",
-            f"{training['alone_s']:,.0f} s",
-            f"{training['times']:.1f} times as long; to hold: 5, aim: 20",
+            f"one after the other, by PyTorch's operators (from {sample} of them)",
+            f"{of['alone_by_pytorch']:,.0f} s",
+            f"{times('alone_by_pytorch')}; to hold: 5, aim: 20",
         ),
         (
-            "CPU of one network, stacked, one thread",
-            f"{one['one_thread']['cpu_s']:.3f} s",
-            f"alone {one['alone']['cpu_s']:.3f} s, {training['times_one_thread']:.1f} times as much",
+            f"one after the other, as the program trains a single one (from {sample})",
+            f"{of['alone']:,.0f} s",
+            times("alone"),
+        ),
+        *(
+            (f"CPU of one network, {what}", f"{one[name]['cpu_s']:.3f} s", "")
+            for what, name in (
+                (f"stacked, {THREADS} threads", "stacked"),
+                ("stacked, one thread", "one_thread"),
+                ("alone", "alone"),
+                ("alone, by PyTorch's operators", "alone_by_pytorch"),
+            )
         ),
         (
-            f"CPU of one network, stacked, {THREADS} threads",
-            f"{one['stacked']['cpu_s']:.3f} s",
-            f"alone {one['alone']['cpu_s']:.3f} s, {training['times_cpu']:.1f} times as much",
+            "matrix products of one network's steps alone, one thread",
+            f"{training['products_s']:.3f} s",
+            f"alone, by operators: {one['alone_by_pytorch']['cpu_s'] / training['products_s']:.0f} times",
         ),
-        ("held-out loss, stacked against alone", f"{training['loss_off']:.2%} apart at most", ""),
+        ("held-out loss, stacked against alone", f"{training['loss_off']['alone']:.2%} apart at most", ""),
+        (
+            "the same against PyTorch's operators",
+            f"{training['loss_off']['alone_by_pytorch']:.2%} apart at most",
+            "",
+        ),
         ("memory of the process, training", f"{training['peak_gib']:.2f} GiB at most", "to hold: 4 GiB"),
         (
             "scoring, windows of all networks in turn",
             rate("even"),
-            f"{ratio['even']:.2f} of its products alone; to hold: 1 M/s",
+            f"{ratio['even']:.2f} of its products alone; {cpu('even')}; to hold: 1 M/s",
         ),
         (
             f"scoring, skewed (Zipf, exponent {SKEW})",
             rate("skewed"),
-            f"{ratio['skewed']:.2f} of its products alone; to hold: 0.5 M/s",
+            f"{ratio['skewed']:.2f} of its products alone; {cpu('skewed')}; to hold: 0.5 M/s",
         ),
         ("matrix products alone, in turn", rate("even_products"), ""),
         ("matrix products alone, skewed", rate("skewed_products"), ""),

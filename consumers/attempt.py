@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -21,6 +21,11 @@ LEASE_S: Final = 300.0
 """A retrainer that was killed is replaced after so long; no step of the work tells nothing for longer."""
 KEEP_S: Final = 30.0
 """Progress renews the lease so often."""
+
+
+def training_of(stream: str) -> str:
+    """What the lease is held of by whoever trains a stream."""
+    return f"{stream}:training"
 
 
 def utc_now() -> datetime:
@@ -67,7 +72,7 @@ class Parts:
     @property
     def work(self) -> str:
         """What a lease is held of."""
-        return f"{self.stream}:training"
+        return training_of(self.stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +80,12 @@ class Outcome:
     """What became of a training that came to its end.
 
     Attributes:
-        promoted: whether the challenger is the champion now.
-        bundle_id: the challenger.
+        promoted: whether the bundle is the champion now.
+        bundle_id: the challenger, or PCA where that serves in its stead.
         predecessor: the champion before.
         why: as the control record says it.
         gate: the ruling as JSON values.
+        refused: the challenger that PCA stands in for, with its own ruling.
     """
 
     promoted: bool
@@ -87,6 +93,7 @@ class Outcome:
     predecessor: str | None
     why: str
     gate: dict[str, Any]
+    refused: Outcome | None = None
 
 
 class LeaseLostError(Exception):
@@ -159,25 +166,38 @@ class Attempt:
             raise
         bundle_id = parts.registry.save(parts.stream, found.bundle)
         if force is not None:
-            return self._promote(found, bundle_id, f"forced ({force}), whatever the gate says: {found.why}")
+            return self._promote(found, f"forced ({force}), whatever the gate says: {found.why}")
         if found.ruling.promoted:
-            return self._promote(found, bundle_id, found.why)
-        self._publish(Refused(**self._said(found.why), bundle=bundle_id))
-        return Outcome(False, bundle_id, found.champion, found.why, found.ruling.as_json())
+            return self._promote(found, found.why)
+        record = Refused(**self._said(found.why), bundle=bundle_id)
+        refused = Outcome(False, bundle_id, found.champion, found.why, found.ruling.as_json())
+        if found.stand_in is None:
+            self._publish(record)
+            return refused
+        parts.registry.save(parts.stream, found.stand_in.bundle)
+        return replace(self._promote(found.stand_in, found.stand_in.why, record), refused=refused)
 
     def _begin(self, why: str) -> None:
         view = self._publish(Begun(**self._said(why)))
         if (fence := view.fences.get(self._parts.stream, 0)) != self._lease.token:
             raise LeaseLostError(f"another program began to train the stream under the fence {fence}")
 
-    def _promote(self, found: Challenge, bundle_id: str, why: str) -> Outcome:
+    def _promote(self, found: Challenge, why: str, *before: Record) -> Outcome:
+        """Put a bundle to use; the records that come ``before`` it are published with it."""
         self._keep()
-        view = self._publish(Champion(**self._said(why), bundle=bundle_id, predecessor=found.champion))
+        bundle_id = found.bundle.sha
+        champion = Champion(**self._said(why), bundle=bundle_id, predecessor=found.champion)
+        view = self._publish(*before, champion)
         if view.champions.get(self._parts.stream) != bundle_id:
             raise LeaseLostError(
                 f"bundle {bundle_id[:12]} was not promoted: another program began to train the stream, or "
                 "another champion was chosen, while it was made"
             )
+        if not self._parts.registry.holds(self._parts.stream, bundle_id):
+            gone = f"bundle {bundle_id[:12]} was removed from the registry before it was promoted"
+            if found.champion is not None:
+                self._publish(Champion(**self._said(gone), bundle=found.champion, predecessor=bundle_id))
+            raise OffbeatError(f"{gone}; it is trained again when training is due")
         return Outcome(True, bundle_id, found.champion, why, found.ruling.as_json())
 
     def _said(self, why: str) -> dict[str, Any]:
@@ -185,8 +205,8 @@ class Attempt:
         said = {"stream": parts.stream, "at": parts.now(), "who": parts.who, "why": why}
         return said | {"fence": self._lease.token}
 
-    def _publish(self, record: Record) -> ControlView:
-        self._parts.producer.send([send(record, self._parts.config.control_topic)])
+    def _publish(self, *records: Record) -> ControlView:
+        self._parts.producer.send([send(each, self._parts.config.control_topic) for each in records])
         self._parts.producer.flush()
         return self._log.refresh()
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from consumers.shadow import shadow
 from models import Bundle, Registry, StackScorer, learning
-from models.baselines import baselines
-from models.bundle import attach
+from models.baselines import EWMA_Z, PCA, EwmaZ, linear
 from models.episodes import LeftOut
 from models.gate import CHALLENGER, CHAMPION, Ruling, gate
 from models.history import Batches, Part, recent_ms
-from models.learning import Source, Step
+from models.learning import Source, Step, Taught
 from models.spec import check_fits, model_spec
-from models.trial import Trial
+from models.trial import MAX_RECORDS, Trial
 from pipeline.config import Config, Stream
 from pipeline.control import ControlView
 from pipeline.detect import Detector
@@ -25,8 +23,6 @@ from pipeline.errors import BundleError, NotFound
 from pipeline.figures import lasting
 from pipeline.ports import Reader, Scorer
 from pipeline.records import RecordBatch
-
-REPORT: Final = "report.json"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,18 +58,15 @@ class Challenge:
         bundle: the challenger, with the ruling in its report; nobody keeps it yet.
         ruling: the gate's.
         champion: id of the bundle that was in use then.
-        remark: what the ruling does not say, or empty.
+        why: the ruling's sentence and what it does not say, for the audit log.
+        stand_in: PCA, where a first model was refused that is worse, and the gate let PCA pass.
     """
 
     bundle: Bundle
     ruling: Ruling
     champion: str | None
-    remark: str
-
-    @property
-    def why(self) -> str:
-        """The ruling's sentence and the remark, for the audit log."""
-        return "; ".join(filter(None, (self.remark, self.ruling.sentence)))
+    why: str
+    stand_in: Challenge | None = None
 
 
 def challenge(past: Past, created_at: datetime) -> Challenge:
@@ -103,26 +96,81 @@ def challenge(past: Past, created_at: datetime) -> Challenge:
     )
     champion, remark = champion_of(past.registry, name, stream, view)
     pinned, doubt = _pinned(past)
-    remark = "; ".join(filter(None, (remark, doubt)))
-    shadowed = None
+    remarks, shadowed = [remark, doubt], None
     if champion is not None and stream.training.shadow:
-        shadowed = _shadow(past, StackScorer(taught.bundle), champion)
-        remark = "; ".join(filter(None, (remark, _shadow_told(shadowed))))
+        shadowed = _shadow(past, StackScorer(taught.bundle), StackScorer(champion))
+        remarks.append(_shadow_told(shadowed))
     replay = _source(past, stream.training.replay)  # with what came since training
-    judged = 0
+    judged, whole = 0, replay.records or 0
+    runs = 2 * (2 if champion is not None else 3)
+    total = whole + runs * min(whole, MAX_RECORDS)
 
     def on_records(records: int) -> None:
         nonlocal judged
         judged += records
-        past.on_step(Step("judging", None, f"{judged:,} records gone through"))
+        share = judged / total if judged < total else None  # some runs are repeated
+        past.on_step(Step("judging", share, f"{judged:,} records gone through"))
 
     trial = Trial(
         detector, replay.batches, decisions=decisions, known=left_out.episodes, on_records=on_records
     )
-    others = baselines(taught.history.series, taught.bundle.manifest.spec) if champion is None else {}
-    ruling = gate(trial, StackScorer(taught.bundle), champion=champion, baselines=others, reference=pinned)
-    more = {"gate": ruling.as_json()} | ({} if shadowed is None else {"shadow": shadowed})
-    return Challenge(_reporting(taught.bundle, more), ruling, view.champions.get(name), remark)
+    if champion is None:
+        return _first(past, taught, trial, pinned, remarks)
+    ruling = gate(
+        trial,
+        StackScorer(taught.bundle),
+        champion=StackScorer(champion),
+        baselines={},
+        reference=pinned,
+        same_kind=champion.manifest.spec.kind == taught.bundle.manifest.spec.kind,
+    )
+    return _judged(past, taught, ruling, [*remarks, ruling.sentence], champion=champion, shadowed=shadowed)
+
+
+def _first(past: Past, taught: Taught, trial: Trial, pinned: Bundle | None, remarks: list[str]) -> Challenge:
+    """The first model contends with PCA and the value alone; where PCA is better, that has its turn.
+
+    A stream is watched by the best there is, and by nobody only where the value alone is better.
+    """
+    manifest = taught.bundle.manifest
+    control = learning.teach(
+        past.detector,
+        linear(manifest.spec),
+        taught.history,
+        manifest.source,
+        lambda _: past.on_step(Step("judging", None, f"{PCA} to compare with")),
+        created_at=manifest.created_at,
+    )
+    pca, value = StackScorer(control.bundle), EwmaZ(taught.history.series)
+    others: dict[str, Scorer] = {PCA: pca, EWMA_Z: value}
+    ruling = gate(trial, StackScorer(taught.bundle), champion=None, baselines=others, reference=pinned)
+    said = [*remarks, ruling.sentence]
+    if ruling.promoted or not ruling.is_worse_than(PCA):
+        return _judged(past, taught, ruling, said)
+    second = gate(trial, pca, champion=None, baselines={EWMA_Z: value}, reference=pinned)
+    if not second.promoted:
+        return _judged(past, taught, ruling, [*said, f"{PCA} in its stead: {second.sentence}"])
+    refused = _judged(past, taught, ruling, [*said, f"{PCA} passed in its stead"])
+    serves = (
+        f"{PCA} serves until a model of kind {manifest.spec.kind} is no worse "
+        f"({refused.bundle.sha[:12]} was refused)"
+    )
+    return replace(refused, stand_in=_judged(past, control, second, [*remarks, serves, second.sentence]))
+
+
+def _judged(
+    past: Past,
+    taught: Taught,
+    ruling: Ruling,
+    said: list[str],
+    *,
+    champion: Bundle | None = None,
+    shadowed: dict[str, Any] | None = None,
+) -> Challenge:
+    why = "; ".join(filter(None, said))
+    other = "" if champion is None else f"{champion.manifest.spec.kind} {champion.sha[:12]}"
+    bundle = learning.judged(taught, ruling, why, champion=other, shadow=shadowed)
+    return Challenge(bundle, ruling, past.view.champions.get(past.detector.name), why)
 
 
 def paced(batches: Batches, pace: Callable[[int], None]) -> Batches:
@@ -138,14 +186,13 @@ def paced(batches: Batches, pace: Callable[[int], None]) -> Batches:
 
 def champion_of(
     registry: Registry, name: str, stream: Stream, view: ControlView
-) -> tuple[Scorer | None, str]:
+) -> tuple[Bundle | None, str]:
     """The champion of a stream under its settings; None where there is none, or with why it cannot be used.
 
     Raises:
         StoreDown: the registry cannot be reached.
     """
-    bundle, remark = _usable(registry, name, stream, view.champions.get(name), "champion")
-    return None if bundle is None else StackScorer(bundle), remark
+    return _usable(registry, name, stream, view.champions.get(name), "champion")
 
 
 def _pinned(past: Past) -> tuple[Bundle | None, str]:
@@ -192,9 +239,3 @@ def _shadow_told(shadowed: dict[str, Any]) -> str:
     did = ", ".join(f"{role} {each['alerts']}" for role, each in shadowed["contenders"].items())
     lasted = lasting((shadowed["last_ns"] - shadowed["first_ns"]) / 1e9)
     return f"alerts in {lasted} of shadow: {did}"
-
-
-def _reporting(bundle: Bundle, more: dict[str, Any]) -> Bundle:
-    """The same model; its report says more."""
-    report = json.loads(bundle.reports.get(REPORT, b"{}")) | more
-    return attach(bundle, {**bundle.reports, REPORT: json.dumps(report, indent=1).encode()})

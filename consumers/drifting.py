@@ -7,7 +7,7 @@ from typing import Final
 
 from consumers.attempt import Pace, Parts
 from consumers.challenge import champion_of, paced
-from models import learning
+from models import StackScorer, learning
 from models.drift import drift
 from models.episodes import LeftOut
 from models.history import Part, gather, recent_ms
@@ -50,8 +50,8 @@ class Drifting:
 
     def _measured(self, view: ControlView, settings: Stream) -> float | None:
         parts = self._parts
-        scorer, _ = champion_of(parts.registry, parts.stream, settings, view)
-        if scorer is None:
+        champion, _ = champion_of(parts.registry, parts.stream, settings, view)
+        if champion is None:
             return None
         since_ms = recent_ms(parts.reader, settings.topic, NEWEST_S)
         source = learning.from_topic(parts.reader, settings.topic, since_ms, None)
@@ -64,4 +64,4 @@ class Drifting:
             LeftOut(freezes),
             lambda _: None,
         )
-        return drift(scorer, history.series, settings.model.window)
+        return drift(StackScorer(champion), history.series, settings.model.window)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from pipeline.control import ControlView
@@ -34,13 +35,18 @@ def due(view: ControlView, stream: str, every_s: float) -> Due:
 
     A decision is a champion, whoever chose it, or a challenger that was refused.
     """
-    decided = [*view.promotions.get(stream, ()), *view.refusals.get(stream, ())]
-    if not decided:
+    last = last_decision(view, stream)
+    if last is None:
         return Due(0.0, "the stream has no model yet")
     if not every_s:
         return Due(NEVER, "training.every is 0")
-    last = max(each.at.timestamp() for each in decided)
-    return Due(last + every_s, f"{lasting(every_s)} have passed since the last decision")
+    return Due(last.timestamp() + every_s, f"{lasting(every_s)} have passed since the last decision")
+
+
+def last_decision(view: ControlView, stream: str) -> datetime | None:
+    """When the stream's last champion was chosen or its last challenger refused; None where neither was."""
+    decided = [*view.promotions.get(stream, ()), *view.refusals.get(stream, ())]
+    return max((each.at for each in decided), default=None)
 
 
 def may_follow_drift(view: ControlView, stream: str, every_s: float, now_s: float) -> bool:
@@ -54,35 +60,43 @@ def may_follow_drift(view: ControlView, stream: str, every_s: float, now_s: floa
 class Growth:
     """How far a topic is from holding enough rows, told from its number of records alone.
 
-    Each record is taken for a row until training, which reads them all, knows better.
+    Each record is taken for a row that can be used until training, which reads them all, knows better.
+
+    Attributes:
+        wanted: records from which on it is worth while to read them.
     """
 
     def __init__(self, need: int) -> None:
         """``need`` rows it takes."""
-        self._need = self._wanted = need
-        self._rows_a_record = 1.0
+        self._need = self.wanted = need
+        self._at, self._have, self._rows_a_record = 0, 0, 1.0
         self._first: tuple[float, int] | None = None
 
-    def short(self, records: int, have: int, need: int) -> None:
-        """Training found so many usable rows in so many records."""
-        self._need, self._rows_a_record = need, have / max(records, 1)
-        wanted = records * max(need / have if have else 2.0, _LEAST_GROWTH)
-        self._wanted = max(round(wanted), records + 1)
+    def short(self, records: int, *, rows: int, have: int, need: int) -> None:
+        """Training found so many rows in so many records, and ``have`` of them usable.
+
+        What windows and series take from them is paid by then: of further rows all are taken for usable.
+        """
+        self._at, self._have, self._need = records, have, need
+        self._rows_a_record = rows / max(records, 1)
+        missing = (need - have) / self._rows_a_record if rows else records
+        self.wanted = max(round(records + missing), round(_LEAST_GROWTH * records), records + 1)
 
     def refused(self, records: int) -> None:
         """What so many records taught was not good enough."""
-        self._wanted = max(2 * records, records + 1)
+        self.wanted = max(2 * records, 1)
 
     def enough(self, records: int) -> bool:
         """Whether it is worth while to read them."""
-        return records >= self._wanted
+        return records >= self.wanted
 
     def told(self, records: int, now_s: float) -> str:
         """How far it is, for people; ``now_s`` on a clock that nobody sets."""
         self._first = self._first or (now_s, records)
         since, first = self._first
-        have = min(round(records * self._rows_a_record), self._need - 1)
+        have = min(self._have + round((records - self._at) * self._rows_a_record), self._need - 1)
+        said = f"{have:,} of {self._need:,} rows{'' if self._at else ' at best'}"
         if records == first or now_s == since:
-            return f"{have:,} of {self._need:,} rows; no rate yet"
-        left_s = (self._wanted - records) * (now_s - since) / (records - first)
-        return f"{have:,} of {self._need:,} rows; about {lasting(left_s)} more"
+            return f"{said}; no rate yet"
+        left_s = (self.wanted - records) * (now_s - since) / (records - first)
+        return f"{said}; about {lasting(left_s)} more at the present rate"

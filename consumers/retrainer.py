@@ -29,6 +29,7 @@ from pipeline.errors import BusError, OffbeatError, StoreDown, TooFewRows, Unrea
 from pipeline.figures import lasting
 from pipeline.metrics import METRICS as WORKERS
 from pipeline.metrics import gauge
+from pipeline.records import TopicPartition
 
 LOOK_S: Final = 5.0
 """Between two looks at whether training is due, and at a server that is down."""
@@ -124,7 +125,7 @@ class Retrainer:
         self._log = ControlLog(parts.reader, parts.config.control_topic, parts.notice)
         self._growth: Growth | None = None
         self._drifting = Drifting(parts, parts.stop_if_asked)
-        self._phase, self._phase_at = "", 0.0
+        self._phase, self._phase_at, self._phase_from = "", 0.0, 0.0
         self._trouble = ""
         self.status = Status("starting")
 
@@ -175,7 +176,7 @@ class Retrainer:
             if why:
                 self._train(why)
             else:
-                self._rest(found.at_s, now)
+                self._rest(view, settings, found.at_s, now)
         elif parts.stream in view.champions or self._rows_are_enough(settings):
             self._train(found.why)
 
@@ -185,15 +186,18 @@ class Retrainer:
         sha = view.policies.get(name)
         return self._parts.config.stream(name) if sha is None else view.settings[sha]
 
-    def _rest(self, at_s: float, now: datetime) -> None:
+    def _rest(self, view: ControlView, settings: Stream, at_s: float, now: datetime) -> None:
+        grown = ""
+        if self._growth is not None and self._parts.stream not in view.champions:
+            records = self._records(settings)
+            grown = f", or at {self._growth.wanted:,} records, of which there are {records:,}"
         if at_s == NEVER:
-            self._say("waiting", f"{self._drift_told()}trains when it is asked to")
+            self._say("waiting", f"{self._drift_told()}trains when it is asked to{grown}")
         else:
             at = datetime.fromtimestamp(at_s, UTC)
             left = lasting(at_s - now.timestamp())
-            self._say(
-                "waiting", f"{self._drift_told()}next training {at:%Y-%m-%d %H:%M} UTC, in {left}", next_at=at
-            )
+            told = f"{self._drift_told()}next training {at:%Y-%m-%d %H:%M} UTC, in {left}{grown}"
+            self._say("waiting", told, next_at=at)
         self._parts.wait(LOOK_S)
 
     def _drift_told(self) -> str:
@@ -211,10 +215,24 @@ class Retrainer:
 
     def _has_doubled(self, view: ControlView, settings: Stream) -> str:
         """Why to train where a stream without a model has twice the records that were too few for one."""
-        if self._growth is None or self._parts.stream in view.champions:
+        if self._parts.stream in view.champions:
             return ""
+        self._growth = self._growth or self._since_refused(view, settings)
         doubled = self._growth.enough(self._records(settings))
         return "there are twice as many records as when the first model was refused" if doubled else ""
+
+    def _since_refused(self, view: ControlView, settings: Stream) -> Growth:
+        """How far the topic is since the last refusal, which another retrainer may have written."""
+        reader, at_s = self._parts.reader, view.refusals[self._parts.stream][-1].at.timestamp()
+        growth = Growth(rows_needed(model_spec(settings)))
+        growth.refused(
+            sum(
+                reader.offset_at(TopicPartition(settings.topic, number), round(1_000 * at_s))
+                - bounds.first_offset
+                for number, bounds in reader.bounds(settings.topic).items()
+            )
+        )
+        return growth
 
     def _has_drifted(self, view: ControlView, settings: Stream) -> str:
         """Why to train where the newest rows are not those that the champion was calibrated on."""
@@ -242,7 +260,8 @@ class Retrainer:
             raise
         except TooFewRows as error:
             if self._growth is not None:
-                self._growth.short(self._records(self._settings(self._log.view)), error.have, error.need)
+                records = self._records(self._settings(self._log.view))
+                self._growth.short(records, rows=error.rows, have=error.have, need=error.need)
             parts.notice(str(error))
             return
         except OffbeatError as error:
@@ -255,8 +274,9 @@ class Retrainer:
             return
         if self._growth is not None:
             self._growth.refused(self._records(self._settings(self._log.view)))
-        done = "is in use" if outcome.promoted else "was not promoted"
-        parts.notice(f"bundle {outcome.bundle_id[:12]} {done}: {outcome.why}")
+        for each in filter(None, (outcome.refused, outcome)):
+            done = "is in use" if each.promoted else "was not promoted"
+            parts.notice(f"bundle {each.bundle_id[:12]} {done}: {each.why}")
 
     def _attempt(self, why: str, *, force: str | None = None) -> Outcome | None:
         """One training; None where somebody else holds the lease, or something was decided meanwhile."""
@@ -274,7 +294,7 @@ class Retrainer:
                 parts.leases.give(lease)
         promoted, refused = (
             self.status.promoted + outcome.promoted,
-            self.status.refused + (not outcome.promoted),
+            self.status.refused + (not outcome.promoted or outcome.refused is not None),
         )
         self.status = replace(self.status, promoted=promoted, refused=refused)
         return outcome
@@ -282,10 +302,10 @@ class Retrainer:
     def _step(self, step: Step) -> None:
         now_s = self._parts.clock()
         if step.phase != self._phase:
-            self._phase, self._phase_at = step.phase, now_s
-        left = ""
-        if step.fraction:
-            left = f", about {lasting((now_s - self._phase_at) / step.fraction * (1 - step.fraction))} left"
+            self._phase, self._phase_at, self._phase_from = step.phase, now_s, step.fraction or 0.0
+        left, done = "", (step.fraction or 0.0) - self._phase_from
+        if step.fraction and done > 0 and step.fraction < 1:
+            left = f", about {lasting((now_s - self._phase_at) / done * (1 - step.fraction))} left"
         self._say(step.phase, f"{step.detail}{left}", fraction=step.fraction)
 
     def _wait_out(self, error: OffbeatError) -> None:

@@ -16,7 +16,7 @@ from pipeline.records import RecordBatch, TopicPartition
 from pipeline.series import PartitionState
 
 SERIES: Final = 1_000
-"""Series whose errors are kept apart; of the others only the alerts are counted."""
+"""Series whose errors and scores are kept apart; of the others only the alerts are counted."""
 QUANTILES: Final = (0.5, 0.95, 0.99)
 IDLE_S: Final = 1.0
 """Between two looks at a stream that stands still."""
@@ -31,7 +31,7 @@ class Contender:
     Attributes:
         rows: judged.
         alerts: anomalies that it would have told of.
-        counts: int64[257] by series, its errors between the edges.
+        counts: int64[2, 257] by series, its errors and its scores between the edges.
     """
 
     scorer: Scorer
@@ -48,23 +48,27 @@ class Contender:
         for scores in outputs.scores:
             self.rows += len(scores.slot)
             times += [int(scores.time_ns.min()), int(scores.time_ns.max())] if len(scores.slot) else []
-            bins = np.searchsorted(_EDGES, scores.error, side="right").clip(1, len(_EDGES) - 1)
+            both = np.searchsorted(_EDGES, (scores.error, scores.score), side="right")
+            bins = both.clip(1, len(_EDGES) - 1)
             for slot in np.unique(scores.slot).tolist():
-                self._count(state.names[slot] or "", bins[scores.slot == slot])
+                self._count(state.names[slot] or "", bins[:, scores.slot == slot])
         return [min(times), max(times)] if times else []
 
     def _count(self, series: str, bins: NDArray[np.int64]) -> None:
         if series in self.counts or len(self.counts) < SERIES:
-            counts = self.counts.setdefault(series, np.zeros(len(_EDGES), np.int64))
-            counts += np.bincount(bins, minlength=len(_EDGES))
+            counts = self.counts.setdefault(series, np.zeros((2, len(_EDGES)), np.int64))
+            counts += [np.bincount(each, minlength=len(_EDGES)) for each in bins]
 
     def told(self) -> dict[str, Any]:
-        """The same as JSON values, errors by their quantiles."""
-        errors = {
-            series: [float(_EDGES[np.searchsorted(counts.cumsum(), q * counts.sum())]) for q in QUANTILES]
-            for series, counts in sorted(self.counts.items())
-        }
-        return {"rows": self.rows, "alerts": len(self.alerts), "errors": errors}
+        """The same as JSON values, errors and scores by their quantiles."""
+        errors, scores = (
+            {
+                series: [float(_EDGES[np.searchsorted(each.cumsum(), q * each.sum())]) for q in QUANTILES]
+                for series, each in ((name, counts[kept]) for name, counts in sorted(self.counts.items()))
+            }
+            for kept in range(2)
+        )
+        return {"rows": self.rows, "alerts": len(self.alerts), "errors": errors, "scores": scores}
 
 
 def shadow(
@@ -93,7 +97,7 @@ def shadow(
     Returns:
         JSON values: ``first_ns`` and ``last_ns`` of event time, and of each contender by role how many rows
         it judged, how many alerts it would have told of, and for up to a thousand series the quantiles of its
-        errors named in ``quantiles``.
+        errors and its scores named in ``quantiles``.
 
     Raises:
         NotFound, BusDown, Unreadable: from the bus.

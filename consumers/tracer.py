@@ -37,7 +37,7 @@ from pipeline.ports import Float32s, Models, Scorer, Windows
 from pipeline.records import RecordBatch
 from pipeline.series import Arrays, PartitionState
 from pipeline.silences import Matchers
-from pipeline.thresholds import ACCEPTED, BINS, line, start, start_again
+from pipeline.thresholds import ACCEPTED, BINS, CARRIED, joined_line, line, start, start_again
 
 Rule = Literal["below", "trivial", "waits", "quiet", "stale", "fires", "open", "recovers", "ends"]
 RULES: tuple[Rule, ...] = (
@@ -75,6 +75,9 @@ class Line(_Told):
     ]
     false_alarms: int
     accepted: Annotated[bool, Field(description="somebody accepted a new normal, which begins with this row")]
+    carried: Annotated[
+        bool, Field(description="the first row under another model, to which the series came calm")
+    ]
 
 
 class Deviation(_Told):
@@ -337,16 +340,17 @@ class Tracer(Detector):
         """The line as :func:`pipeline.judge.judge` holds the row against it."""
         state, policy, settings = piece.state, self._judge, self.stream.threshold
         slot, window = int(self._items.slot[item]), int(self._items.window[item])
-        row, sketch, accepted = met.copy(), before.series.sketch[slot].copy(), bool(met.rows == ACCEPTED)
+        row, sketch = met.copy(), before.series.sketch[slot].copy()
         joint = isinstance(settings, Joint)
         grown = float(before.series.scalars["grown"][slot, 0]) if joint else 0.0
+        calibration, window_rows = state.calibration[slot], state.layout.window_rows
         if row.rows == 0.0:
-            start(row, sketch, state.calibration[slot], policy)
-        if accepted:
+            start(row, sketch, calibration, policy)
+        elif row.rows < 0.0:
             error, last = piece.errors.window[window], piece.errors.last[window]
-            start_again(row, sketch, state.calibration[slot], error, last, policy)
+            start_again(row, sketch, calibration, error, last, window_rows, policy)
         raised = state.decisions.raised(self.stream.alerts)
-        height = policy.joint_line * (1.0 + grown)
+        height = joined_line(row.rows, grown, policy)
         last_height = height
         if not joint:
             height = line(row.error_mean, row.error_variance, sketch[:BINS], policy)
@@ -364,7 +368,8 @@ class Tracer(Detector):
             raised=raised,
             grown=grown if joint else None,
             false_alarms=state.decisions.false_alarms,
-            accepted=accepted,
+            accepted=bool(met.rows == ACCEPTED),
+            carried=bool(met.rows == CARRIED),
         )
 
     def _deviation(self, first: FeatureEvidence, *, enough: bool) -> Deviation | None:

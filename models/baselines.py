@@ -11,26 +11,22 @@ import numpy as np
 from models.companions import learn
 from models.samples import HELD_OUT_SHARE, SeriesRows
 from models.scaling import Scaling
-from models.scorer import StackScorer
 from models.spec import ModelSpec
-from models.training import train
 from pipeline.companions import Seeds
-from pipeline.ports import Calibrated, Errors, Explanation, Float64s, Int32s, Scorer, Windows
+from pipeline.ports import Calibrated, Errors, Explanation, Float64s, Int32s, Windows
 
 _TOP: Final = 3  # of many features the few that are furthest off tell most; a mean over all drowns them
 
 _SHAPE_ROWS: Final = 8  # a shape is no longer, whatever the window
 
 
-def baselines(rows: Mapping[str, SeriesRows], spec: ModelSpec) -> dict[str, Scorer]:
-    """By name, PCA of the same code size and the value alone; fitted on the rows of a challenger of ``spec``.
+PCA: Final = "pca"
+EWMA_Z: Final = "ewma-z"
 
-    Raises:
-        TooFewRows: there are fewer rows than the challenger needed.
-    """
-    code = min(spec.encoder_widths()[-1], spec.width - 1)
-    linear = train(rows, replace(spec, kind="pca", hidden=None, code=code), source={}, created_at="")
-    return {"pca": StackScorer(linear), "ewma-z": EwmaZ(rows)}
+
+def linear(spec: ModelSpec) -> ModelSpec:
+    """PCA of the same code size as a challenger's."""
+    return replace(spec, kind=PCA, hidden=None, code=min(spec.encoder_widths()[-1], spec.width - 1))
 
 
 class EwmaZ:

@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder, helpers
-from models.fitting import Check, Lesson, fit
+from models.descent import one_thread
+from models.fitting import Check, fit
+from models.learners import networks_at_once
+from models.lessons import Lesson
 from models.spec import ModelSpec
-
-_NETWORKS_AT_ONCE: Final = {"cpu": 64, "cuda": 4_096}
-"""By device: so many that an operator costs little by itself, and that fit a cache, or memory."""
 
 _News: TypeAlias = tuple[int, Check] | Future[Autoencoder]
 """Of a block: its number and how far it is; or that it is done."""
@@ -70,7 +70,7 @@ def fit_blocks(
         threads: how many blocks at a time.
         on_progress: called by this thread after each check of each block; what it raises ends training.
     """
-    at_once = _NETWORKS_AT_ONCE[device.type]
+    at_once = networks_at_once(spec, device)
     blocks = [lessons[first : first + at_once] for first in range(0, len(lessons), at_once)]
     news: SimpleQueue[_News] = SimpleQueue()
     over = threading.Event()
@@ -83,7 +83,7 @@ def fit_blocks(
 
         return fit(blocks[number], spec, report, device)
 
-    with helpers(threads, "training") as workers:
+    with one_thread(), helpers(threads, "training") as workers:
         works = [workers.submit(work, number) for number in range(len(blocks))]
         try:
             for each in works:

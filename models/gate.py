@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
 from typing import Any, Final, Literal
 
 import msgspec
@@ -35,6 +34,8 @@ DRIFTED_MOST: Final = 0.05
 """Share of the series that may have drifted from the pinned reference: more is no matter of a few series,
 whose models, new regimes or polluted, must not hold back those of all others."""
 
+CHALLENGER, CHAMPION = "challenger", "champion"
+
 Measure = Literal["false alarms", "faults found", "held-out error"]
 Verdict = Literal["within", "worse", "open"]
 
@@ -45,7 +46,7 @@ class Found:
 
     faults: int
     of: int
-    share: Estimate
+    share: Estimate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Figures:
     """
 
     false_alarms: int
-    a_day: Estimate
+    a_day: Estimate | None
     found: Found
     by_kind: dict[str, Found]
     held_out_error: float | None
@@ -77,7 +78,7 @@ class Comparison:
     Attributes:
         against: the other's role.
         worse_by: how much worse the challenger is: false alarms more to a day and series, share of the faults
-            that it misses more, or share by which its error is higher.
+            that it misses more, or share by which its error is higher. None where nothing can be told.
         bound: how much worse it may be.
         verdict: ``within`` the bound to the end of the interval; ``worse``, beyond it and surely worse;
             ``open``: there is too little data to tell.
@@ -85,14 +86,16 @@ class Comparison:
 
     against: str
     measure: Measure
-    worse_by: Estimate
+    worse_by: Estimate | None
     bound: float
     verdict: Verdict
 
     @classmethod
-    def of(cls, against: str, measure: Measure, worse_by: Estimate, bound: float) -> Comparison:
+    def of(cls, against: str, measure: Measure, worse_by: Estimate | None, bound: float) -> Comparison:
         """The comparison with its verdict."""
         verdict: Verdict = "open"
+        if worse_by is None:
+            return cls(against, measure, worse_by, bound, verdict)
         if worse_by.high <= bound:
             verdict = "within"
         elif worse_by.low > 0 and worse_by.value > bound:
@@ -113,6 +116,9 @@ class Ruling:
         referenced: how many series were held against it.
         series_days: how much of the replay counts, in days of one series.
         extent: what was looked at, and out of how much.
+
+    Raises:
+        ValueError: figures are missing, as they may be in a bundle from elsewhere.
     """
 
     promoted: bool
@@ -123,6 +129,21 @@ class Ruling:
     referenced: int
     series_days: float
     extent: Extent
+
+    def __post_init__(self) -> None:
+        roles = {CHALLENGER, *(each.against for each in self.comparisons)}
+        whole = all(each.by_kind.keys() == set(KINDS) for each in self.contenders.values())
+        if not (whole and roles <= self.contenders.keys()):
+            raise ValueError("figures of a contender or a kind of fault are missing")
+
+    @property
+    def moved(self) -> bool:
+        """Whether too many series have drifted from the pinned reference for anything to be promoted."""
+        return len(self.drifted) > DRIFTED_MOST * self.referenced
+
+    def is_worse_than(self, role: str) -> bool:
+        """Whether the challenger is surely worse than the contender of a role by some measure."""
+        return any(each.against == role and each.verdict == "worse" for each in self.comparisons)
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values; a figure of which nothing is known is null."""
@@ -140,9 +161,6 @@ class _Runs:
     raised: float = 1.0
 
 
-CHALLENGER, CHAMPION = "challenger", "champion"
-
-
 def gate(
     trial: Trial,
     challenger: Scorer,
@@ -150,8 +168,11 @@ def gate(
     champion: Scorer | None,
     baselines: Mapping[str, Scorer],
     reference: Bundle | None = None,
+    same_kind: bool = True,
 ) -> Ruling:
     """Let a challenger contend with the champion, or with ``baselines`` by name where there is none yet.
+
+    Errors on held-out rows are held against it where the champion is of the ``same_kind`` of model alone.
 
     A later model is promoted when it is within the bounds by every measure. Of the first one it is enough
     that it is not surely worse than a baseline: the other choice is to watch nothing. No model is promoted on
@@ -167,7 +188,9 @@ def gate(
     comparisons = [
         comparison
         for role in others
-        for comparison in _compare(role, runs, alarms, days, seed=trial.stream.training.seed)
+        for comparison in _compare(
+            role, runs, alarms, days, seed=trial.stream.training.seed, errors=same_kind and role == CHAMPION
+        )
     ]
     figures = {role: _figures(trial, each, float(days.sum())) for role, each in runs.items()}
     drifts = [] if reference is None else drifted(reference, trial.rows())
@@ -200,19 +223,24 @@ def _contend(trial: Trial, scorer: Scorer, held_out: HeldOut, most: int | None) 
 
 
 def _compare(
-    role: str, runs: Mapping[str, _Runs], alarms: Mapping[str, Float64s], days: Float64s, *, seed: int
+    role: str,
+    runs: Mapping[str, _Runs],
+    alarms: Mapping[str, Float64s],
+    days: Float64s,
+    *,
+    seed: int,
+    errors: bool,
 ) -> Iterator[Comparison]:
-    """The challenger with the contender of a role.
+    """The challenger with the contender of a role; ``errors`` of models of one kind are compared alone.
 
-    A baseline's errors are not held against it: reconstruction is a means, and two kinds of model that find
-    as much need not be good at it alike.
+    Reconstruction is a means, and two kinds of model that find as much need not be good at it alike.
     """
     mine, other = runs[CHALLENGER], runs[role]
     most = max(FALSE_ALARMS_MORE * float(alarms[role].sum()), FALSE_ALARMS_FEW)
     more = difference_of_rates(alarms[CHALLENGER], alarms[role], days, seed)
     yield Comparison.of(role, "false alarms", more, most / max(float(days.sum()), 1e-9))
     yield Comparison.of(role, "faults found", difference_of_shares(other.found, mine.found), FOUND_FEWER)
-    if role == CHAMPION:
+    if errors:
         yield Comparison.of(role, "held-out error", excess(mine.errors, other.errors, seed), HELD_OUT_MORE)
 
 
@@ -252,11 +280,12 @@ def _sentence(
 
 
 def _moved(noticed: Sequence[Drift], of: int) -> str:
-    worst = max(noticed, key=lambda each: (abs(each.level), each.error))
+    worst = max(noticed, key=lambda each: each.beyond)
+    farthest = ", ".join(f"{name} by {level:+.1f}" for name, level in worst.features.items())
     return (
         f"{len(noticed)} of {of} series have drifted from the pinned reference, {worst.series} by "
-        f"{worst.level:+.1f} of its spreads, {worst.spread:.2g} times its spread, and an error "
-        f"{worst.error:+.1f} deviations from its calibration"
+        f"{worst.level:+.1f} of its spreads (farthest {farthest or 'none'}), {worst.spread:.2g} times its "
+        f"spread, and {worst.error:.2g} times its error"
     )
 
 
@@ -271,12 +300,15 @@ def _error(figures: Figures) -> str:
 
 
 def _told(figures: Mapping[str, Figures], comparisons: Sequence[Comparison]) -> str:
-    return "; ".join(_compared(figures[CHALLENGER], figures[each.against], each) for each in comparisons)
+    said = [_compared(figures[CHALLENGER], figures[each.against], each) for each in comparisons]
+    return "; ".join(dict.fromkeys(said))
 
 
 def _compared(mine: Figures, other: Figures, comparison: Comparison) -> str:
     """One comparison with its interval and its bound, in hundredths where it is of shares."""
-    role, scale = comparison.against, 100.0
+    role, scale, by = comparison.against, 100.0, comparison.worse_by
+    if by is None:
+        return f"of {comparison.measure} nothing can be told"
     if comparison.measure == "false alarms":
         scale, unit = 1.0, "more a day and series"
         said = f"{mine.false_alarms} false alarms, {role} {other.false_alarms}"
@@ -286,8 +318,5 @@ def _compared(mine: Figures, other: Figures, comparison: Comparison) -> str:
     else:
         unit = "% more"
         said = f"held-out error {_error(mine)}, {role} {_error(other)}"
-    by = comparison.worse_by
-    if isnan(by.value):
-        return f"{said}, of which nothing can be told"
     value, low, high, most = (f"{scale * each:.3g}" for each in (by.value, by.low, by.high, comparison.bound))
     return f"{said} ({value} {unit}, between {low} and {high}, where {most} are allowed)"

@@ -6,7 +6,7 @@ All are of 90 %: either end is passed by chance in one of twenty trials.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, nan, sqrt
+from math import sqrt
 from statistics import NormalDist
 from typing import Final
 
@@ -22,24 +22,27 @@ _MOST_BLOCKS: Final = 2_000  # bounds the work of the bootstrap; more are joined
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure and the ends of its interval; of what nothing is known the figure is NaN."""
+    """A figure and the ends of its interval. Of what nothing is known there is none."""
 
     value: float
     low: float
     high: float
 
 
-def share(found: int, of: int) -> Estimate:
+def share(found: int, of: int) -> Estimate | None:
     """A share of independent trials (Wilson 1927); nothing is known of none."""
-    if of == 0:
-        return Estimate(nan, 0.0, 1.0)
+    return _wilson(found, of) if of else None
+
+
+def _wilson(found: int, of: int) -> Estimate:
     value, weight = found / of, _Z**2 / of
     middle = value + weight / 2
     half = _Z * sqrt(value * (1 - value) / of + weight / (4 * of))
-    return Estimate(value, (middle - half) / (1 + weight), (middle + half) / (1 + weight))
+    low, high = max((middle - half) / (1 + weight), 0.0), min((middle + half) / (1 + weight), 1.0)
+    return Estimate(value, low, high)
 
 
-def difference_of_shares(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Estimate:
+def difference_of_shares(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Estimate | None:
     """The share of ``first`` less that of ``second``, bool[n] over the same trials.
 
     Newcombe 1998, "Improved confidence intervals for the difference between binomial proportions based on
@@ -47,9 +50,9 @@ def difference_of_shares(first: NDArray[np.bool_], second: NDArray[np.bool_]) ->
     """
     n = len(first)
     if n == 0:
-        return Estimate(nan, -1.0, 1.0)
+        return None
     both, neither = int((first & second).sum()), int((~first & ~second).sum())
-    p, q = share(int(first.sum()), n), share(int(second.sum()), n)
+    p, q = _wilson(int(first.sum()), n), _wilson(int(second.sum()), n)
     one, two = int(first.sum()), int(second.sum())
     spread = sqrt(one * (n - one) * two * (n - two))
     agreement = both * neither - (one - both) * (two - both)
@@ -61,15 +64,15 @@ def difference_of_shares(first: NDArray[np.bool_], second: NDArray[np.bool_]) ->
     return Estimate(value, max(value - low, -1.0), min(value + high, 1.0))
 
 
-def rate(count: int, exposure: float) -> Estimate:
+def rate(count: int, exposure: float) -> Estimate | None:
     """Events to one unit of exposure, with the score interval of a Poisson mean."""
     if exposure <= 0:
-        return Estimate(nan, 0.0, inf)
+        return None
     middle, half = count + _Z**2 / 2, _Z * sqrt(count + _Z**2 / 4)
     return Estimate(count / exposure, max(middle - half, 0.0) / exposure, (middle + half) / exposure)
 
 
-def difference_of_rates(first: Float64s, second: Float64s, exposure: Float64s, seed: int) -> Estimate:
+def difference_of_rates(first: Float64s, second: Float64s, exposure: Float64s, seed: int) -> Estimate | None:
     """The rate of ``first`` less that of ``second``: events float64[n] in the same n blocks of ``exposure``.
 
     A paired bootstrap over blocks, which need not be alike. An event more for either is added to what was
@@ -77,21 +80,21 @@ def difference_of_rates(first: Float64s, second: Float64s, exposure: Float64s, s
     """
     total = float(exposure.sum())
     if total <= 0:
-        return Estimate(nan, -inf, inf)
+        return None
     more = np.concatenate([_joined(first - second), [1.0, -1.0]])
     time = np.concatenate([_joined(exposure), [0.0, 0.0]])
     low, high = _bootstrapped(more, time, seed)
     return Estimate(float((first - second).sum()) / total, low, high)
 
 
-def excess(first: Float64s, second: Float64s, seed: int) -> Estimate:
+def excess(first: Float64s, second: Float64s, seed: int) -> Estimate | None:
     """By what share the sum of ``first`` is above that of ``second``, float64[n] of the same n blocks.
 
     A paired bootstrap over blocks.
     """
     total = float(second.sum())
     if total <= 0:
-        return Estimate(nan, -inf, inf)
+        return None
     low, high = _bootstrapped(_joined(first - second), _joined(second), seed)
     return Estimate(float((first - second).sum()) / total, low, high)
 

@@ -20,7 +20,7 @@ from models.gradients import mean_huber
 from models.scaling import INPUT_CLIP
 from pipeline.ports import Float32s
 
-_NOISE_SD: Final = 0.5
+NOISE_SD: Final = 0.5
 """Of the noise on a denoiser's input, in units of the feature's spread: half of what is normal."""
 _ACTIVITY: Final = 0.1
 """Mean activity of a sparse code's units: each means something, and speaks for a tenth of the windows."""
@@ -47,6 +47,7 @@ class Kind:
         code_share: the code's width as a share of the last hidden layer's, unless it is given.
         narrow: whether only a code narrower than the input keeps it from copying.
         layered: whether there are hidden layers.
+        plain: whether its loss is the misfit alone, which :mod:`models.descent` knows the gradient of.
     """
 
     loss: Loss | None
@@ -56,6 +57,7 @@ class Kind:
     code_share: float = 0.25
     narrow: bool = False
     layered: bool = True
+    plain: bool = False
 
 
 def clipped(target: Tensor) -> Tensor:
@@ -75,7 +77,7 @@ def _undercomplete(network: Autoencoder, target: Tensor, _noise: Tensor) -> Tens
 
 def _denoising(network: Autoencoder, target: Tensor, noise: Tensor) -> Tensor:
     """The clean window from a noisy one: what is copied is wrong (Vincent et al., 2008)."""
-    return mean_huber(network.reconstruct(clipped(target) + _NOISE_SD * noise), target)
+    return mean_huber(network.reconstruct(clipped(target) + NOISE_SD * noise), target)
 
 
 def _sparse(network: Autoencoder, target: Tensor, _noise: Tensor) -> Tensor:
@@ -113,8 +115,8 @@ def _variational(network: Autoencoder, target: Tensor, noise: Tensor) -> Tensor:
 
 
 KINDS: Final[dict[str, Kind]] = {
-    "undercomplete": Kind(_undercomplete, narrow=True),
-    "denoising": Kind(_denoising, noise="input"),
+    "undercomplete": Kind(_undercomplete, narrow=True, plain=True),
+    "denoising": Kind(_denoising, noise="input", plain=True),
     "sparse": Kind(_sparse, bend="sigmoid", code_share=1.0),
     "contractive": Kind(_contractive, noise="code"),
     "variational": Kind(_variational, noise="code", bend="linear", heads=2),

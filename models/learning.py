@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from models.blocks import Progress
 from models.bundle import Bundle, attach
 from models.episodes import LeftOut
+from models.gate import Ruling
 from models.history import Batches, History, Part, gather, topic_bounds, topic_source
 from models.losses import Curves
 from models.manifest import REPORT_FILES
@@ -121,6 +123,23 @@ def learn(
         left_out,
         _reading(source, part, on_step),
     )
+    described = {**source.described, "first": part.first, "rows_a_series": history.rows_limit}
+    return teach(detector, spec, history, described, on_step, created_at=created_at)
+
+
+def teach(
+    detector: Detector,
+    spec: ModelSpec,
+    history: History,
+    described: Mapping[str, object],
+    on_step: OnStep,
+    *,
+    created_at: str,
+) -> Taught:
+    """Train a stream's models on rows that were read; raises as :func:`learn`.
+
+    ``described`` says for the manifest where they come from, as JSON values.
+    """
     curves = Curves()
 
     def on_progress(progress: Progress) -> None:
@@ -131,7 +150,7 @@ def learn(
         bundle = train(
             history.series,
             spec,
-            source={**source.described, "first": part.first, "rows_a_series": history.rows_limit},
+            source=described,
             created_at=created_at,
             scope=detector.stream.model.scope,
             max_models=detector.stream.model.max_models,
@@ -142,8 +161,19 @@ def learn(
     except TooFewRows as error:
         raise _said(spec, detector.name, history, error) from None
     report = make(bundle, history, curves.losses(), detector.name, detector.stream)
-    reports = dict(zip(REPORT_FILES, (report.json(), html(report)), strict=True))
-    return Taught(attach(bundle, reports), history, report)
+    return Taught(_reporting(bundle, report), history, report)
+
+
+def judged(
+    taught: Taught, ruling: Ruling, why: str, *, champion: str = "", shadow: dict[str, Any] | None = None
+) -> Bundle:
+    """The bundle with a report that says how the gate judged it; see :class:`models.report.Report`."""
+    report = replace(taught.report, gate=ruling, champion=champion, why=why, shadow=shadow)
+    return _reporting(taught.bundle, report)
+
+
+def _reporting(bundle: Bundle, report: Report) -> Bundle:
+    return attach(bundle, dict(zip(REPORT_FILES, (report.json(), html(report)), strict=True)))
 
 
 def _reading(source: Source, part: Part, on_step: OnStep) -> Callable[[int], None]:
@@ -161,8 +191,9 @@ def _reading(source: Source, part: Part, on_step: OnStep) -> Callable[[int], Non
 
 
 def _training(progress: Progress) -> Step:
+    done = progress.networks if progress.fraction >= 1 else progress.finished
     detail = (
-        f"{progress.finished} of {progress.networks} models done, loss {progress.loss:.3f}, "
+        f"{done} of {progress.networks} models done, loss {progress.loss:.3f}, "
         f"on rows held out {progress.held_out_loss:.3f}"
     )
     return Step("training", progress.fraction, detail)
@@ -172,10 +203,13 @@ def _said(spec: ModelSpec, stream: str, history: History, error: TooFewRows) -> 
     """The same with the stream, how long it takes yet, and what could not be used, where there is any."""
     rate, account, width = history.rate, history.account, spec.window_rows
     more = f"; about {lasting((error.need - error.have) / rate)} more at the present rate" if rate else ""
-    unread = history.bins.get("dead_lettered", 0) + history.bins.get("corrupt", 0)
+    bins = history.bins
+    unread = bins.get("dead_lettered", 0) + bins.get("corrupt", 0)
+    stale = bins.get("late", 0) + bins.get("duplicate", 0)
     why = [f"{len(history.accounts):,} series with windows of {width} rows"]
     why += [f"each gap and each further series costs {width - 1}"]
     why += [f"{unread:,} of {history.records:,} records could not be read"] * (unread > 0)
+    why += [f"{stale:,} of {history.records:,} records came too late or twice"] * (stale > 0)
     why += [f"{account.frozen:,} rows are frozen by silences"] * (account.frozen > 0)
     why += [f"{account.alerts:,} rows are left out because of alerts"] * (account.alerts > 0)
     return TooFewRows(
@@ -183,5 +217,6 @@ def _said(spec: ModelSpec, stream: str, history: History, error: TooFewRows) -> 
         "wait for more rows or choose a smaller window",
         have=error.have,
         need=error.need,
+        rows=error.rows,
         rate=rate,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from html import escape
 from typing import Final
 
+from models.markup import figure, table, time
 from models.pictures import Plot, bounds
 from models.report import Curve, Drawn, Report, SeriesLine, Worst
+from models.verdict_page import verdict_html
 from pipeline.figures import number
 
 _SERIES_SHOWN: Final = 200
@@ -39,6 +40,12 @@ svg{width:100%;height:auto;max-width:48rem;font:12px system-ui,sans-serif}
 .bar{fill:var(--bar)}.bar.over{fill:var(--two)}
 .key{display:inline-block;width:1.6em;height:0;border-top:2px solid;margin:0 .35em .2em .9em;
 vertical-align:middle}
+.verdict{margin:.5rem 0 1rem;padding:.6rem 1rem;border-left:4px solid var(--soft);background:var(--faint)}
+.verdict.worse{border-color:var(--two)}.verdict.within{border-color:var(--one)}.verdict p{max-width:none}
+b.worse{color:var(--two)}b.within{color:var(--one)}svg.small{width:auto;max-width:none;display:block}
+svg.small text{font-size:11px}.small .line.worse{stroke:var(--two)}.small .line.within{stroke:var(--one)}
+.small .line.open{stroke:var(--soft)}.dot.worse{fill:var(--two)}.dot.within{fill:var(--one)}
+.dot.open{fill:var(--soft)}td.picture,th.picture{padding:.25rem .75rem .25rem 0;vertical-align:middle}
 .key.one{border-color:var(--one)}.key.two-line{border-color:var(--two)}.key.dash{border-top-style:dashed}
 """
 
@@ -49,6 +56,7 @@ def html(report: Report) -> bytes:
     parts = [
         f"<h1>{title}</h1>",
         _facts(report),
+        "" if report.gate is None else verdict_html(report.gate, report.champion, report.why),
         _warnings(report),
         _section("How it learned", _losses(report.curves)),
         _section("Errors on rows held out", _errors(report)),
@@ -70,13 +78,14 @@ def _section(title: str, content: str) -> str:
 
 
 def _facts(report: Report) -> str:
-    span = f"{_time(report.first_at)} to {_time(report.last_at)}"
+    span = f"{time(report.first_at)} to {time(report.last_at)}"
     layers = "-".join(map(str, report.layers))
+    columns = "feature" if len(report.features) == 1 else "features"
     return (
         f'<p class="soft">Made {escape(report.created_at)} from {report.counts.learned:,} rows of '
         f"{report.series_count:,} series, {span} (event time, UTC). Windows of {report.window_rows} rows of "
-        f"{len(report.features)} features, layers {layers}; {report.own_models:,} series have a model of "
-        "their own.</p>"
+        f"{len(report.features)} {columns}, kind {report.kind}, layers {layers}; {report.own_models:,} "
+        "series have a model of their own.</p>"
     )
 
 
@@ -111,7 +120,7 @@ def _loss(curve: Curve) -> str:
     checks = range(1, len(train) + 1)
     plot.line(checks, train, "one", "rows learned from")
     plot.line(checks, held_out, "two-line", "rows held out")
-    return _figure(plot, f"<b>{escape(curve.name)}</b>")
+    return figure(plot, f"<b>{escape(curve.name)}</b>")
 
 
 def _errors(report: Report) -> str:
@@ -129,7 +138,7 @@ def _errors(report: Report) -> str:
     styles = ["over" if left >= 1 else "" for left in found.edges[:-1]]
     plot.bars(found.edges, found.counts, styles)
     plot.mark(1.0, "the line")
-    return _figure(
+    return figure(
         plot,
         f"{found.above:,} of {found.windows:,} windows ({found.above / found.windows:.2%}) are above the "
         "line. The last bar holds all that are higher.",
@@ -140,7 +149,7 @@ def _worst(worst: Sequence[Worst]) -> str:
     if not worst:
         return "<p>No rows were held out.</p>"
     figures = "".join(
-        f"<h3>{escape(each.series)}, {_time(each.at)}: {number(each.score)} times the line</h3>"
+        f"<h3>{escape(each.series)}, {time(each.at)}: {number(each.score)} times the line</h3>"
         f'<div class="three">{"".join(_window(each, drawn) for drawn in each.features)}</div>'
         for each in worst
     )
@@ -165,7 +174,7 @@ def _window(worst: Worst, drawn: Drawn) -> str:
     at = range(1 - rows, 1)
     plot.line(at, drawn.observed, "one", "observed")
     plot.line(at, drawn.expected, "two-line dash", "expected")
-    return _figure(plot, f"<b>{escape(drawn.name)}</b>, {drawn.contribution:.0%} of the error")
+    return figure(plot, f"<b>{escape(drawn.name)}</b>, {drawn.contribution:.0%} of the error")
 
 
 def _counts(report: Report) -> str:
@@ -189,14 +198,14 @@ def _counts(report: Report) -> str:
         ("of these: too short", counts.short, "in stretches shorter than a window"),
     ]
     rows = [(name, f"{count:,}", why) for name, count, why in lines]
-    table = _table(("rows", "count", "!why"), rows)
+    kept = table(("rows", "count", "!why"), rows)
     bins = [(name.replace("_", " "), f"{count:,}") for name, count in report.bins.items()]
-    records = _table(("records by bin", "count"), [*bins, ("read", f"{report.records:,}")])
-    return f'{table}<p class="soft">The last fifth of each series was held out of training.</p>{records}'
+    records = table(("records by bin", "count"), [*bins, ("read", f"{report.records:,}")])
+    return f'{kept}<p class="soft">The last fifth of each series was held out of training.</p>{records}'
 
 
 def _features(report: Report) -> str:
-    return _table(
+    return table(
         ("feature", "!unit", "constant in series", "missing"),
         [
             (each.name, each.unit, f"{each.constant_series:,} of {each.series:,}", f"{each.held:.1%}")
@@ -207,7 +216,7 @@ def _features(report: Report) -> str:
 
 def _series(report: Report) -> str:
     shown = report.series[:_SERIES_SHOWN]
-    table = _table(
+    lines = table(
         (
             "series",
             "!model",
@@ -226,8 +235,8 @@ def _series(report: Report) -> str:
     )
     more = report.series_count - len(shown)
     if not more:
-        return table
-    return f'{table}<p class="soft">{more:,} more series; {len(report.series):,} stand in report.json.</p>'
+        return lines
+    return f'{lines}<p class="soft">{more:,} more series; {len(report.series):,} stand in report.json.</p>'
 
 
 def _series_row(each: SeriesLine) -> tuple[str, ...]:
@@ -248,26 +257,5 @@ def _series_row(each: SeriesLine) -> tuple[str, ...]:
     )
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; heads that begin with ``!`` stand over words."""
-
-    def cells(tag: str, values: Sequence[str]) -> Iterator[str]:
-        for head, value in zip(heads, values, strict=True):
-            kind = ' class="text"' if head.startswith("!") else ""
-            yield f"<{tag}{kind}>{escape(value)}</{tag}>"
-
-    head = "".join(cells("th", [each.removeprefix("!") for each in heads]))
-    body = "".join(f"<tr>{''.join(cells('td', row))}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _figure(plot: Plot, caption: str) -> str:
-    return f"<figure>{plot.svg()}<figcaption>{caption}</figcaption></figure>"
-
-
 def _plain(values: Sequence[float | None]) -> list[float]:
     return [math.nan if value is None else value for value in values]
-
-
-def _time(at: datetime | None) -> str:
-    return "never" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"

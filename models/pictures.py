@@ -9,6 +9,7 @@ from html import escape
 from typing import Final
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 34  # room for ticks, in pixels
+_SMALL, _END = 18, 6  # height of a small picture and the room at its ends, in pixels
 _LEAST_BAR: Final = 2.0  # a rare value must show
 
 
@@ -111,6 +112,56 @@ class Plot:
             low, high, value = math.log(low), math.log(high), math.log(max(value, low))
         share = min(max((value - low) / (high - low), 0.0), 1.0)
         return self.height - _BOTTOM - share * (self.height - _BOTTOM - _TOP)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What small pictures that stand below each other in a table have in common.
+
+    Attributes:
+        x: the lowest and the highest value; what lies beyond is cut off, and an arrow says so.
+        marks: values at which lines stand, and their CSS classes.
+        width: in pixels.
+    """
+
+    x: tuple[float, float]
+    marks: Sequence[tuple[float, str]] = ()
+    width: int = 180
+
+    def at(self, value: float) -> float:
+        """Where a value stands, in pixels."""
+        low, high = self.x
+        share = min(max((value - low) / (high - low), 0.0), 1.0)
+        return _END + share * (self.width - 2 * _END)
+
+    def interval(self, title: str, value: float, low: float, high: float, style: str) -> str:
+        """A value and the ends of its interval, in the colours of the CSS class ``style``."""
+        left, right, middle = self.at(low), self.at(high), _SMALL / 2
+        ends = []
+        for end, x, cut in ((-1, left, low < self.x[0]), (1, right, high > self.x[1])):
+            tip = f"l{-4 * end} -4m{4 * end} 4l{-4 * end} 4" if cut else "m0 -4v8"
+            ends.append(f'<path class="line {style}" d="M{x:.1f} {middle}{tip}"/>')
+        dot = f'<circle class="dot {style}" cx="{self.at(value):.1f}" cy="{middle}" r="3.5"/>'
+        line = f'<path class="line {style}" d="M{left:.1f} {middle}H{right:.1f}"/>'
+        return self._svg(title, f"{line}{''.join(ends)}{dot if self.x[0] <= value <= self.x[1] else ''}")
+
+    def heads(self, title: str, before: str, after: str) -> str:
+        """What stands above: what the first mark is, left of it, and the last one, right of it."""
+        first, last = self.at(self.marks[0][0]), self.at(self.marks[-1][0])
+        return self._svg(
+            title,
+            f'<text x="{first - 4:.1f}" y="13" text-anchor="end">{escape(before)}</text>'
+            f'<text x="{last + 4:.1f}" y="13">{escape(after)}</text>',
+        )
+
+    def _svg(self, title: str, parts: str) -> str:
+        lines = "".join(
+            f'<path class="{style}" d="M{self.at(x):.1f} 0V{_SMALL}"/>' for x, style in self.marks
+        )
+        return (
+            f'<svg class="small" width="{self.width}" height="{_SMALL}" role="img" '
+            f'aria-label="{escape(title)}">{_tip(title)}{lines}{parts}</svg>'
+        )
 
 
 def bounds(*columns: Sequence[float]) -> tuple[float, float]:

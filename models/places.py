@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError, StoreDown
+from pipeline.errors import StoreDown
+from pipeline.state.folders import open_folder
 
 _CHUNK: Final = 16 << 20
 
@@ -39,14 +39,7 @@ class Place:
         Raises:
             ConfigError: the URL names no kind of folder that can be opened here.
         """
-        try:
-            files, path = fsspec.url_to_fs(str(url))
-        except (ValueError, ImportError) as error:
-            raise ConfigError(
-                f"the registry {str(url)!r} cannot be opened ({error}); give a folder, or install what it "
-                "asks for"
-            ) from error
-        return cls(files, path.rstrip("/"))
+        return cls(*open_folder("registry", str(url)))
 
     def __str__(self) -> str:
         return self.path if self._is_local else str(self.files.unstrip_protocol(self.path))
@@ -147,16 +140,36 @@ class Place:
             times = (self.files.modified(each) for each in [*paths, *self.files.find(self.path)])
             return max(times, default=datetime.min.replace(tzinfo=UTC))
 
-    def delete(self, first: str) -> None:
+    def delete(self, first: str, unless: Callable[[], bool] | None = None) -> bool:
         """Remove the folder, this file first: without it the folder counts for nothing.
+
+        Args:
+            first: set aside before the others go; where ``unless`` is given and it is not there, somebody
+                else removes the folder.
+            unless: asked then; where it says so, or fails, the file is put back and nothing is removed.
+
+        Returns:
+            Whether it was removed.
 
         Raises:
             StoreDown: it cannot be changed.
         """
+        named, aside, removed = f"{self.path}/{first}", f"{self.path}/{first}.aside", False
         with self._reached():
-            with suppress(FileNotFoundError):
-                self.files.rm_file(f"{self.path}/{first}")
-            self.files.rm(self.path, recursive=True)
+            self.files.invalidate_cache()
+            if self.files.exists(named):
+                self.files.mv(named, aside)
+            elif unless is not None:
+                return False
+        try:
+            removed = unless is None or not unless()
+        finally:
+            with self._reached():
+                if removed:
+                    self.files.rm(self.path, recursive=True)
+                else:
+                    self.files.mv(aside, named)
+        return removed
 
     @contextmanager
     def _reached(self) -> Iterator[None]:

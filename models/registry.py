@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -63,12 +63,12 @@ class Registry:
 
     def bundles(self, stream: str) -> list[str]:
         """The ids of the stream's bundles, sorted; a folder without a manifest is none."""
-        folder = self._stream(stream)
-        return [
-            name
-            for name in folder.names()
-            if _ID.fullmatch(name) and MANIFEST_FILE in (folder / name).names()
-        ]
+        names = self._stream(stream).names()
+        return [name for name in names if _ID.fullmatch(name) and self.holds(stream, name)]
+
+    def holds(self, stream: str, bundle_id: str) -> bool:
+        """Whether there is such a bundle; nothing of it is read."""
+        return MANIFEST_FILE in self._bundle(stream, bundle_id).names()
 
     def leftovers(self, stream: str, before: datetime) -> list[str]:
         """Names of what writers that were killed left behind: no bundles, and untouched since ``before``."""
@@ -139,8 +139,11 @@ class Registry:
         """The folder of a bundle, for people."""
         return str(self._bundle(stream, bundle_id))
 
-    def delete(self, stream: str, bundle_id: str) -> None:
-        """Remove a bundle, or one of the :meth:`leftovers`.
+    def delete(self, stream: str, bundle_id: str, unless: Callable[[], bool] | None = None) -> bool:
+        """Remove a bundle, or one of the :meth:`leftovers`; returns whether it was.
+
+        Whether it stays after all, ``unless`` is asked while it is withdrawn and nobody finds it. So whoever
+        needs it says so first, and then looks whether it is there (:meth:`holds`).
 
         Raises:
             StoreDown: the registry cannot be changed.
@@ -148,7 +151,7 @@ class Registry:
         folder = self._stream(stream)
         if not _LEFT.fullmatch(bundle_id):
             raise NotFound(f"{bundle_id!r} is no id of a bundle; an id is 64 hexadecimal digits")
-        (folder / bundle_id).delete(MANIFEST_FILE)
+        return (folder / bundle_id).delete(MANIFEST_FILE, unless)
 
     def _stream(self, stream: str) -> Place:
         if not _STREAM.fullmatch(stream):

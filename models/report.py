@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+
+from models.gate import Ruling
 
 _MUCH_HELD: Final = 0.2
 
@@ -123,10 +125,18 @@ class Worst:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that a person asks of a training; times are event times."""
+    """All that a person asks of a training; times are event times.
+
+    Attributes:
+        gate: the gate's ruling; None where it was not asked.
+        champion: kind and id of the one that it contended with; empty where it was a first model.
+        why: it was put to use or not, as the control record of a gate's decision says it.
+        shadow: what the contenders did in a shadow, as JSON values, where there was one.
+    """
 
     stream: str
     created_at: str
+    kind: str
     window_rows: int
     layers: tuple[int, ...]
     records: int
@@ -143,6 +153,10 @@ class Report:
     curves: list[Curve]
     errors: Errors
     worst: list[Worst]
+    gate: Ruling | None = None
+    champion: str = ""
+    why: str = ""
+    shadow: dict[str, Any] | None = None
 
     def json(self) -> bytes:
         """The report as JSON."""

@@ -73,6 +73,7 @@ class _Training:
         return Report(
             stream=name,
             created_at=self._bundle.manifest.created_at,
+            kind=self._spec.kind,
             window_rows=self._spec.window_rows,
             layers=self._spec.widths(),
             records=history.records,

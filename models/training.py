@@ -13,7 +13,8 @@ from models import companions
 from models.blocks import Progress, fit_blocks
 from models.bundle import CANARY_WINDOWS, Bundle, Canary, seal, series_hash
 from models.cohorts import divide, shape
-from models.fitting import Lesson, device_for
+from models.fitting import device_for
+from models.lessons import Lesson
 from models.samples import (
     Int64s,
     Pool,
@@ -207,6 +208,7 @@ def _check(rows: Mapping[str, SeriesRows], spec: ModelSpec) -> None:
             "wait for more rows or choose a smaller window",
             have=have,
             need=need,
+            rows=sum(len(each.segment) for each in rows.values()),
         )
 
 

@@ -49,6 +49,9 @@ class Extent:
         series, of_series: the same of series.
         first_ns, last_ns: event times of the first and the last judged row.
         rows: judged rows of the replay that count.
+
+    Raises:
+        ValueError: no event has such times; a bundle from elsewhere may say so.
     """
 
     records: int
@@ -58,6 +61,10 @@ class Extent:
     first_ns: int
     last_ns: int
     rows: int
+
+    def __post_init__(self) -> None:
+        if not -(2**63) <= self.first_ns <= self.last_ns < 2**63:
+            raise ValueError("times that no event has")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

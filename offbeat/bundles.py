@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import tarfile
 import tempfile
-from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -330,11 +331,13 @@ class Rubbish:
         bundles: when each was made, by id, the oldest first.
         leftovers: see :meth:`models.Registry.leftovers`.
         kept: how many other bundles there are.
+        promotions: how many the stream had seen when they were looked for.
     """
 
     bundles: dict[str, str]
     leftovers: list[str]
     kept: int
+    promotions: int
 
 
 def rubbish(
@@ -357,8 +360,38 @@ def rubbish(
     others = [bundle for bundle in manifests if bundle not in needed and bundle not in replayed]
     going = others[: max(len(others) - keep, 0)]
     return Rubbish(
-        {bundle: _made(manifests[bundle]) for bundle in going}, leftovers, len(manifests) - len(going)
+        {bundle: _made(manifests[bundle]) for bundle in going},
+        leftovers,
+        len(manifests) - len(going),
+        len(view.promotions.get(stream, ())),
     )
+
+
+def remove(registry: Registry, look: Callable[[], ControlView], stream: str, found: Rubbish) -> Rubbish:
+    """Remove what nothing needs; returns what was removed. What is needed by then stays.
+
+    A bundle is withdrawn before the control topic is looked at for the last time, and whoever promotes or
+    pins looks for the bundle after its record is written: one of the two finds the other. ``look`` says
+    what stands now.
+
+    Raises:
+        BusDown: the bus cannot be reached; the bundle at hand stays.
+        StoreDown: the registry cannot be changed.
+    """
+
+    def needed(bundle: str) -> bool:
+        view = look()
+        promoted = {each.bundle for each in view.promotions.get(stream, [])[found.promotions :]}
+        return bundle in promoted or bundle == view.pinned.get(stream)
+
+    gone = {
+        bundle: made
+        for bundle, made in found.bundles.items()
+        if registry.delete(stream, bundle, partial(needed, bundle))
+    }
+    for name in found.leftovers:
+        registry.delete(stream, name)
+    return replace(found, bundles=gone, kept=found.kept + len(found.bundles) - len(gone))
 
 
 def _made(what: Manifest | BundleError) -> str:

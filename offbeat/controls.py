@@ -93,11 +93,16 @@ class Control:
         """What stands now."""
         return self._log.refresh()
 
-    def promote(self, stream: str, bundle_id: str, why: str) -> str | None:
+    def promote(
+        self, stream: str, bundle_id: str, why: str, there: Callable[[], bool] = lambda: True
+    ) -> str | None:
         """Make a bundle the champion; returns its predecessor's id.
 
+        ``there``, whether the registry still has it, is asked once it is the champion. Where it says no, the
+        predecessor is the champion again.
+
         Raises:
-            OffbeatError: somebody else promoted another one at the same moment.
+            OffbeatError: somebody else promoted another one at the same moment, or removed this one.
         """
         before = self.view().champions.get(stream)
         if before == bundle_id:
@@ -108,11 +113,38 @@ class Control:
                 f"stream {stream!r}: another bundle, {(now or 'none')[:12]}, was promoted at the same "
                 "moment; look at it and try again"
             )
+        if not there():
+            gone = f"bundle {bundle_id[:12]} was removed at the same moment"
+            if before is not None:
+                self._publish(Champion(**self._said(stream, gone), bundle=before, predecessor=bundle_id))
+            champion = self.view().champions[stream]
+            raise OffbeatError(
+                f"stream {stream!r}: {gone}, and {champion[:12]} is the champion; `offbeat models list "
+                f"{stream}` shows what is there: promote one of them, or `offbeat models import` it anew"
+            )
         return before
 
-    def pin(self, stream: str, bundle_id: str | None, why: str) -> None:
-        """Hold challengers against a bundle from now on, or against none."""
+    def pin(
+        self, stream: str, bundle_id: str | None, why: str, there: Callable[[], bool] = lambda: True
+    ) -> str | None:
+        """Hold challengers against a bundle from now on, or against none; returns the one before.
+
+        ``there`` is asked as by :meth:`promote`.
+
+        Raises:
+            OffbeatError: somebody removed the bundle at the same moment; the one before is pinned again.
+        """
+        before = self.view().pinned.get(stream)
+        if before == bundle_id:
+            return before
         self._publish(Pinned(**self._said(stream, why), bundle=bundle_id))
+        if not there():
+            gone = f"bundle {(bundle_id or '')[:12]} was removed at the same moment"
+            self._publish(Pinned(**self._said(stream, gone), bundle=before))
+            raise OffbeatError(
+                f"stream {stream!r}: {gone}; `offbeat models list {stream}` shows what is there to be pinned"
+            )
+        return before
 
     def apply(self, stream: str, why: str) -> str:
         """Make the configuration's section the policy of a stream; returns its hash.

@@ -5,26 +5,37 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from consumers.attempt import training_of
+from consumers.due import last_decision
 from models import Registry
 from models.spec import check_fits
 from offbeat import app
 from pipeline.config import Config, Stream
 from pipeline.control import ControlLog, ControlView, policy_sha, settings_of
-from pipeline.errors import OffbeatError
+from pipeline.errors import ConfigError, OffbeatError, StoreDown
+from pipeline.figures import lasting
 from pipeline.ports import Admin, Broker, Reader
 from pipeline.readings import Decoder
 from pipeline.records import Bounds, BusInfo, RecordBatch, TopicPartition
 from pipeline.series import Layout, PartitionState
+
+if TYPE_CHECKING:
+    from pipeline.state.redis_link import StoreInfo
+    from pipeline.state.server import StateServer
 
 SAMPLE_RECORDS = 500
 """Newest records of each partition that are looked at."""
 MOST_PARTITIONS_SAMPLED = 16
 MOST_SKEW_S = 5.0
 BEHIND_RECORDS = 1_000_000
+_OVERDUE = 2
+"""Times ``training.every`` without a decision, after which a stream is taken for one that nobody trains."""
 _EXAMPLES = 3
 
 
@@ -63,22 +74,22 @@ def examine(config: Config) -> Iterator[Finding]:
             yield Finding(Level.OK, "bus", f"{info.server} answers ({servers}, {len(info.topics)} topics)")
         except OffbeatError as error:
             yield Finding(Level.MEND, "bus", str(error), "start it, or mend `bus` in the configuration")
-        yield from _state(config)
+        server = None
+        try:
+            server = opened.enter_context(app.open_state(config))
+            yield from _state(server.ping())
+        except OffbeatError as error:
+            server = None
+            yield Finding(Level.MEND, "state", str(error), "start it, or mend `state` in the configuration")
         if broker is not None and info is not None:
             yield from _outputs(config, info)
         for name in config.streams:
             if broker is not None and info is not None:
                 yield from _input(config, name, broker, info)
-                yield from _in_force(config, name, broker, info)
+                yield from _in_force(config, name, broker, info, server)
 
 
-def _state(config: Config) -> Iterator[Finding]:
-    try:
-        with app.open_state(config) as server:
-            found = server.ping()
-    except OffbeatError as error:
-        yield Finding(Level.MEND, "state", str(error), "start it, or mend `state` in the configuration")
-        return
+def _state(found: StoreInfo) -> Iterator[Finding]:
     memory = f"{found.used_memory / 1e6:,.0f} MB in use"
     yield Finding(Level.OK, "state", f"{found.server.capitalize()} {found.version} answers ({memory})")
     side = "ahead of" if found.clock_skew_s > 0 else "behind"
@@ -240,8 +251,10 @@ def _keys(
         )
 
 
-def _in_force(config: Config, name: str, broker: Broker, info: BusInfo) -> Iterator[Finding]:
-    """The policy and the model that the control topic has for a stream."""
+def _in_force(
+    config: Config, name: str, broker: Broker, info: BusInfo, server: StateServer | None
+) -> Iterator[Finding]:
+    """The policy and the model that the control topic has for a stream, and who trains the next one."""
     about, view = f"stream {name}", ControlView()
     if config.control_topic in info.topics:
         try:
@@ -260,6 +273,49 @@ def _in_force(config: Config, name: str, broker: Broker, info: BusInfo) -> Itera
                 "`offbeat config apply` shows the difference and puts the configuration in force",
             )
     yield from _bundle(config, name, view.champions.get(name))
+    yield from _training(config, name, view, server)
+
+
+def _training(config: Config, name: str, view: ControlView, server: StateServer | None) -> Iterator[Finding]:
+    """Whether a stream that wants training gets it, as far as can be known.
+
+    A retrainer that waits leaves no trace: only one that trains holds the lease, and begins with a record.
+    """
+    about, now = f"stream {name}", datetime.now(UTC)
+    sha = view.policies.get(name)
+    every_s = (config.stream(name) if sha is None else view.settings[sha]).training.every
+    begun, decided_at = view.begun.get(name), last_decision(view, name)
+    since = "" if begun is None else f"{_ago(begun.at, now)} by {begun.who}"
+    try:
+        held = server is not None and server.leases(namespace=config.namespace).left_s(training_of(name)) > 0
+    except OffbeatError:
+        held, server = False, None
+    if held:
+        yield Finding(
+            Level.OK, about, f"is being trained; that began {since}" if since else "is being trained"
+        )
+        return
+    idle = "" if server is None else "; nobody trains it now"
+    if begun is not None and (decided_at is None or begun.at > decided_at):
+        idle += f"; the training that began {since} came to no decision"
+    remedy = (
+        f"see that a retrainer runs (`offbeat retrain {name}` or `offbeat run`): it says what it waits for"
+    )
+    if name not in view.champions:
+        told = "no training of it has begun yet" if begun is None else "no training of it led to a model yet"
+        refused = view.refusals.get(name, ())[-1:]
+        why = "".join(f"; the last one was refused {_ago(each.at, now)}: {each.why}" for each in refused)
+        yield Finding(Level.NOTE, about, f"{told}{idle}{why}", remedy)
+    elif every_s and decided_at is not None:
+        age = f"its model was decided on {_ago(decided_at, now)}, and training.every is {lasting(every_s)}"
+        if (now - decided_at).total_seconds() > _OVERDUE * every_s:
+            yield Finding(Level.MEND, about, f"{age}{idle}", remedy)
+        else:
+            yield Finding(Level.OK, about, age)
+
+
+def _ago(at: datetime, now: datetime) -> str:
+    return f"{lasting(max((now - at).total_seconds(), 0.0))} ago"
 
 
 def _bundle(config: Config, name: str, bundle_id: str | None) -> Iterator[Finding]:
@@ -269,12 +325,17 @@ def _bundle(config: Config, name: str, bundle_id: str | None) -> Iterator[Findin
             Level.NOTE,
             about,
             "no model yet; its workers count and wait",
-            f"train one: `offbeat train {name}`",
+            f"a retrainer trains the first one as soon as there are enough rows, or `offbeat train {name}`",
         )
         return
     try:
         bundle = Registry(config.registry).load(name, bundle_id)
         check_fits(bundle.manifest.spec, bundle_id, name, config.stream(name))
+    except (ConfigError, StoreDown) as error:
+        yield Finding(
+            Level.MEND, about, str(error), "see to the store, or mend `registry` in the configuration"
+        )
+        return
     except OffbeatError as error:
         yield Finding(Level.MEND, about, str(error), f"train again: `offbeat train {name}`")
         return

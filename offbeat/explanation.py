@@ -124,6 +124,8 @@ def _more(found: Judgement) -> Iterator[str]:
     line = found.line
     if line.accepted:
         yield "Somebody accepted what the series does as its new normal: the threshold starts with this row."
+    if line.carried:
+        yield "The model changed: the threshold starts with what the new one makes of the rows before this."
     if line.raised != 1.0:
         alarms = f"{line.false_alarms} false alarm{'s' * (line.false_alarms != 1)}"
         yield f"The threshold is raised by {line.raised - 1:.0%} on account of {alarms}."
@@ -194,7 +196,8 @@ def _judged(found: Judgement) -> Iterator[tuple[str, str]]:
         joint = found.score * line.value
         yield "joined score", f"{joint:.4g}, the line at {line.value:.4g}: score {found.score:.4g}"
         for each in found.joined.channels:
-            yield each.name, f"{each.z:.4g} sd from what is usual, {each.share:.0%} of the joined score"
+            apart = round(each.z, 4) + 0.0  # no -0
+            yield each.name, f"{apart:.4g} sd from what is usual, {each.share:.0%} of the joined score"
         if found.joined.rarity is not None:
             root = found.joined.rarity**0.5
             yield "rarity", f"{found.joined.rarity:.4g}, which multiplies it by {root:.4g}"

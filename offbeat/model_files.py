@@ -181,6 +181,7 @@ class _Cut:
                 f"{', in the longest of its series' if table.series else ''}; give more rows",
                 have=longest,
                 need=rows,
+                rows=longest,
             )
         ends = order[starts + rows - 1]
         by_end = np.argsort(ends)

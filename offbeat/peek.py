@@ -14,7 +14,7 @@ from pipeline.policy import JudgePolicy, judge_policy
 from pipeline.records import TopicPartition
 from pipeline.series import Header, Layout, PartitionState
 from pipeline.state.redis import RedisStore
-from pipeline.thresholds import BINS, line
+from pipeline.thresholds import BINS, joined_line, line
 
 _EPISODES = {PENDING: "pending", FIRING: "firing"}
 
@@ -126,13 +126,13 @@ def _rows(
         if name is None or not state.rows["live"][slot]:
             continue
         row = state.rows[slot]
-        judged = float(row["rows"]) > 0
+        judged = float(row["rows"]) > 0  # below 0 until the first row under another model
         fixed = isinstance(stream.threshold, Static)
         open_episode = int(row["episode"]) == FIRING
         window = state.window(slot)
         known = _known(state, slot, stream) if state.layout.parts.joint else None
         if known is not None:
-            height = policy.joint_line * (1.0 + known.grown)
+            height = joined_line(float(row["rows"]), known.grown, policy)
         else:
             height = float(line(row["error_mean"], row["error_variance"], sketch[slot][:BINS], policy))
         yield Row(
@@ -141,7 +141,7 @@ def _rows(
             partition=partition,
             next_offset=state.next_offset,
             bundle=state.bundle_id,
-            rows=int(row["rows"]),
+            rows=max(int(row["rows"]), 0),
             mean=float(row["error_mean"]),
             sd=float(row["error_variance"]) ** 0.5,
             last_mean=float(row["last_mean"]),

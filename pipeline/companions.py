@@ -56,6 +56,8 @@ _APART_WEIGHT = 1 - 2 ** (-1 / 1_000)
 _TOP = 3
 _LINEAR, _WIDEST, _BIN = 3.0, 8.0, 0.25
 _LEAST_RARITY = 0.003
+_KEPT = 0.9
+"""Of the rows counted by level, at each change of model."""
 _GROWTH, _LEFT = 0.05, 2 ** (-1 / 10_000)
 """Each alert raises the line of its series by so much, which is half forgotten after 10,000 rows."""
 _ACCEPTED_ROWS = 32.0
@@ -184,20 +186,21 @@ class Scratch(NamedTuple):
     """Room to work in.
 
     z float64[F] of each level, shape float32[D], squares float32[PROTOTYPES] of its distances, halves
-    float32[PROTOTYPES / 2].
+    float32[PROTOTYPES / 2], counts float64[RARITY_BINS].
     """
 
     z: Float64s
     shape: Float32s
     squares: Float32s
     halves: Float32s
+    counts: Float64s
 
     @classmethod
     def room(cls, window_rows: int, features: int) -> Scratch:
         """For windows of such a size."""
         values = shape_values(window_rows, features)
-        rooms = (np.zeros(n, np.float32) for n in (values, PROTOTYPES, PROTOTYPES // 2))
-        return cls(np.zeros(features), *rooms)
+        shape, squares, halves = (np.zeros(n, np.float32) for n in (values, PROTOTYPES, PROTOTYPES // 2))
+        return cls(np.zeros(features), shape, squares, halves, np.zeros(RARITY_BINS))
 
 
 def shape_values(window_rows: int, features: int) -> int:
@@ -229,10 +232,11 @@ def joined(error_z: float, level_z: float, shapes_z: float, rarity: float) -> fl
 
 
 @kernel
-def begin(now: Companions, slot: int, seeds: Seeds, model: int) -> None:
+def begin(now: Companions, units: Float64s, slot: int, seeds: Seeds, model: int) -> None:
     """Start a series with what its bundle knows; how far its line has grown stays."""
     if now.scalars.shape[1] == 0:
         return
+    _take_units(units, slot, seeds, model)
     mine, known = now.scalars[slot, 0], seeds.begin.scalars[model, 0]
     mine.error_run = 0.0
     mine.shape_run = 0.0
@@ -256,6 +260,64 @@ def begin(now: Companions, slot: int, seeds: Seeds, model: int) -> None:
         now.counts[slot, n] = seeds.begin.counts[model, n]
     for n in range(now.rare.shape[1]):
         now.rare[slot, n] = seeds.begin.rare[model, n]
+
+
+@kernel
+def _take_units(units: Float64s, slot: int, seeds: Seeds, model: int) -> None:
+    for f in range(units.shape[1] // 2):
+        units[slot, 2 * f] = seeds.median[model, f]
+        units[slot, 2 * f + 1] = seeds.spread[model, f]
+
+
+@kernel
+def carry(now: Companions, units: Float64s, slot: int, seeds: Seeds, model: int, scratch: Scratch) -> None:
+    """Go on under another model: what a series is used to is the same in the units of the new one.
+
+    Distances between shapes of several features change by the mean change of their spreads.
+    """
+    if now.scalars.shape[1] == 0:
+        return
+    mine, features = now.scalars[slot, 0], units.shape[1] // 2
+    squares = 0.0
+    for f in range(features):
+        factor = units[slot, 2 * f + 1] / seeds.spread[model, f]
+        shift = (units[slot, 2 * f] - seeds.median[model, f]) / seeds.spread[model, f]
+        squares += factor * factor / features
+        if now.level.shape[1] > 0:
+            now.level[slot, 3 * f] = now.level[slot, 3 * f] * factor + shift
+            now.level[slot, 3 * f + 1] *= factor * factor
+        for n in range(f * PROTOTYPES, now.shapes.shape[1], features * PROTOTYPES):
+            for each in range(n, n + PROTOTYPES):
+                now.shapes[slot, each] = np.float32(now.shapes[slot, each] * factor + shift)
+        if now.counts.shape[1] > 0:
+            _recount(now.counts[slot], factor, shift, seeds.begin.counts[model], scratch.counts)
+    root = math.sqrt(math.sqrt(squares))  # errors of the shapes are roots of distances
+    mine.shape_mean *= root
+    mine.shape_variance *= root * root
+    mine.apart_mean *= root * root
+    for n in range(now.apart.shape[1]):
+        now.apart[slot, n] *= root
+    _take_units(units, slot, seeds, model)
+
+
+@kernel
+def _recount(
+    counts: NDArray[np.uint16], factor: float, shift: float, known: NDArray[np.uint16], again: Float64s
+) -> None:
+    """Count again in bins of other units: the rows of a bin are spread evenly over what it covers.
+
+    Some are forgotten, down to those that the bundle has counted.
+    """
+    again[:] = 0.0
+    for n in range(RARITY_BINS):
+        low = _height(_value_at(n) * factor + shift)
+        high = _height(_value_at(n + 1) * factor + shift)
+        first, last = min(int(low), RARITY_BINS - 1), min(int(high), RARITY_BINS - 1)
+        for bin_ in range(first, last + 1):
+            inside = min(high, bin_ + 1.0) - max(low, float(bin_))
+            again[bin_] += counts[n] * (inside / (high - low) if last > first else 1.0)
+    for n in range(RARITY_BINS):
+        counts[n] = max(min(int(_KEPT * again[n] + 0.5), 65_535), int(known[n]))
 
 
 @kernel
@@ -373,13 +435,30 @@ def shapes_z_of(now: Companions, slot: int, error: float) -> float:
 
 
 @kernel
-def bin_of(value: float) -> int:
-    """The bin of a level: linear in the middle, logarithmic beyond."""
+def _height(value: float) -> float:
+    """Where among the bins a level is: linear in the middle, logarithmic beyond."""
     height = abs(value)
     if height > _LINEAR:
         height = min(_LINEAR + math.log(1.0 + height - _LINEAR), _WIDEST)
     signed = height if value >= 0.0 else -height
-    return min(int((signed + _WIDEST) / _BIN), RARITY_BINS - 1)
+    return float((signed + _WIDEST) / _BIN)
+
+
+@kernel
+def _value_at(height: float) -> float:
+    """The level at some height, the other way."""
+    signed = height * _BIN - _WIDEST
+    beyond = abs(signed) - _LINEAR
+    if beyond <= 0.0:
+        return signed
+    value = _LINEAR + math.exp(beyond) - 1.0
+    return value if signed > 0.0 else -value
+
+
+@kernel
+def bin_of(value: float) -> int:
+    """The bin of a level."""
+    return min(int(_height(value)), RARITY_BINS - 1)
 
 
 @kernel

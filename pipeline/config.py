@@ -294,7 +294,8 @@ class Joint(_Rolling):
         gt=0,
         le=50,
         description="the joined score that is the line, in which a channel alone at its usual line makes 1; "
-        "default: 0.444, or 1.55 where rarity does not weigh it, or 3.25 with several features",
+        "default: 0.444, or 1.55 where rarity does not weigh it; of several features 1.55 times the fifth "
+        "root of their number, and more where the model was calibrated on few rows",
     )
     level: bool = Field(True, description="how far each value is from its own rolling mean")
     shapes: Literal["auto"] | bool = Field(

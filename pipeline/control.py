@@ -207,6 +207,7 @@ class ControlView:
     Attributes:
         champions: bundle id by stream.
         fences: the highest fence that a program began under, by stream.
+        begun: the last that began by stream.
         promotions: every champion there ever was by stream, in order.
         pinned: the reference that challengers are held against by stream; None where one was unpinned.
         refusals: every challenger that did not become one by stream, in order.
@@ -219,6 +220,7 @@ class ControlView:
     next_offset: int = 0
     champions: dict[str, str] = field(default_factory=dict)
     fences: dict[str, int] = field(default_factory=dict)
+    begun: dict[str, Begun] = field(default_factory=dict)
     promotions: dict[str, list[Champion]] = field(default_factory=dict)
     pinned: dict[str, str | None] = field(default_factory=dict)
     refusals: dict[str, list[Refused]] = field(default_factory=dict)
@@ -286,6 +288,8 @@ class ControlView:
         return None
 
     def _take_training(self, record: Champion | Begun | Refused) -> str | None:
+        if isinstance(record, Begun):
+            self.begun[record.stream] = record
         if isinstance(record, Refused):
             self.refusals.setdefault(record.stream, []).append(record)
         if not isinstance(record, Champion):

@@ -285,7 +285,8 @@ class Detector:
             self._alerts(piece, labels, outputs)
 
     def _joining(self, state: PartitionState) -> Joining:
-        return Joining(state.series.companions, state.seeds, state.model, self._scratch, np.zeros(3))
+        series = state.series
+        return Joining(series.companions, series.units, state.seeds, state.model, self._scratch, np.zeros(3))
 
     def _deviate(self, piece: _Piece, item: int, deviates: NDArray[np.int8]) -> None:
         """Find out whether an item's window deviates enough, and those behind it that may be asked next."""

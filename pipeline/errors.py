@@ -103,13 +103,15 @@ class TooFewRows(OffbeatError):  # noqa: N818
     Attributes:
         have: usable rows there are.
         need: usable rows it takes.
+        rows: rows there are, of which gaps and windows make fewer usable.
         rate: rows that come in a second of event time; None where it is not known.
     """
 
     exit_code = 8
 
-    def __init__(self, message: str, *, have: int, need: int, rate: float | None = None) -> None:
+    def __init__(self, message: str, *, have: int, need: int, rows: int, rate: float | None = None) -> None:
         super().__init__(message)
         self.have = have
         self.need = need
+        self.rows = rows
         self.rate = rate

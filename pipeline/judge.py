@@ -15,6 +15,7 @@ from pipeline.companions import (
     alerted,
     begin,
     begin_again,
+    carry,
     error_weight,
     go_on,
     joined,
@@ -34,7 +35,7 @@ from pipeline.moments import deviations, pace
 from pipeline.policy import JudgePolicy
 from pipeline.ports import Float32s, Float64s, Int32s
 from pipeline.records import Int64s
-from pipeline.thresholds import ACCEPTED, BINS, learn, line, most, start, start_again
+from pipeline.thresholds import ACCEPTED, BINS, joined_line, learn, line, most, start, start_again
 
 ANOMALY, SILENCE = 0, 1
 RECOVERED, IS_GONE = 0, 1
@@ -139,11 +140,12 @@ def _bring(
 class Joining(NamedTuple):
     """What the companions are judged by.
 
-    ``now`` by slot, ``seeds`` by model, model int32[slots]; sight float64[3]: of the row
+    ``now`` and ``units`` by slot, ``seeds`` by model, model int32[slots]; sight float64[3]: of the row
     being judged the distance to the nearest prototype, which that is, and the error of the shapes.
     """
 
     now: Companions
+    units: Float64s
     seeds: Seeds
     model: Int32s
     scratch: Scratch
@@ -186,7 +188,7 @@ def _weigh(
     channels[1] = level
     channels[2] = shapes
     channels[3] = rarity
-    height = policy.joint_line * (1.0 + now.scalars[slot, 0].grown)
+    height = joined_line(row.rows, now.scalars[slot, 0].grown, policy)
     return joined(z, level, shapes, rarity), joined(last_z, level, shapes, rarity), height
 
 
@@ -211,10 +213,13 @@ def _compare(
     slot, accepted = items.slot[i], row.rows == ACCEPTED
     if row.rows == 0.0:
         start(row, sketch, calibration, policy)
-        begin(joining.now, slot, joining.seeds, joining.model[slot])
+        begin(joining.now, joining.units, slot, joining.seeds, joining.model[slot])
         row.judged_ns = items.time_ns[i]
-    if accepted:
-        start_again(row, sketch, calibration, error, last_error, policy)
+    elif row.rows < 0.0:
+        window_rows = items.tails.shape[1] // items.anchors.shape[1]
+        start_again(row, sketch, calibration, error, last_error, window_rows, policy)
+        model = joining.model[slot]
+        carry(joining.now, joining.units, slot, joining.seeds, model, joining.scratch)
     if policy.joint_line > 0.0:
         score, last_score, height = _weigh(
             row, joining, items, i, error, last_error, accepted, policy, channels

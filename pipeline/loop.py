@@ -309,7 +309,8 @@ class Worker:
                 self._shelf.scorer(bundle_sha, policy_sha)
             self._report.mended(MODEL)
         except OffbeatError as error:
-            self._report.trouble(MODEL, f"{error}; until then the worker goes on as it is")
+            about = bundle_sha, policy_sha, type(error)  # each champion that cannot be had is told of
+            self._report.trouble(MODEL, f"{error}; until then the worker goes on as it is", about)
             bundle_sha, policy_sha = self._instead(owned, policy_sha)
         counts = before.partitions if before is not None else ()
         now = max(self._partitions, owned.partition.partition + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,12 @@ ALWAYS = 1 << 62
 COMBINE = {"mean": 0, "last": 1, "min": 2, "max": 3, "sum": 4}
 SIGN = {"both": 0, "above": 1, "below": -1}
 TRANSFORM = {"none": 0, "rate": 1, "diff": 2, "log": 3}
+
+_WITH_RARITY, _WITHOUT_RARITY = 0.444, 1.55
+"""Lines of the joined score of one feature."""
+_BY_FEATURES = 0.2
+"""Of F features the line is F to this power as high: 3.2 of the 38 that it was measured on."""
+_STANDARD_ERRORS = 2.0
 
 
 class AlignPolicy(NamedTuple):
@@ -48,6 +55,8 @@ class JudgePolicy(NamedTuple):
     margin: float
     joint_line: float
     """The line of the joined score, or 0 where the error alone is judged."""
+    joint_doubt: float
+    """Over the root of the rows that moments rest on: the share by which that line is higher."""
     error_weight: float
     """How much a row weighs among the errors, and the shapes, once they rest on many."""
     still: bool
@@ -120,6 +129,7 @@ def judge_policy(stream: Stream) -> JudgePolicy:
         quantile=threshold.q if isinstance(threshold, Quantile) else 0.0,
         margin=threshold.margin if isinstance(threshold, Quantile) else 0.0,
         joint_line=joint_line(stream),
+        joint_doubt=_joint_doubt(stream),
         error_weight=error_weight if isinstance(threshold, Joint) else 1 - 2 ** (-1 / 1_000),
         still=isinstance(threshold, Joint) and len(stream.feature_names) > 1,
         level_weight=level_weight,
@@ -141,8 +151,20 @@ def joint_line(stream: Stream) -> float:
     if not isinstance(threshold, Joint):
         return 0.0
     if len(stream.feature_names) > 1:
-        return threshold.line or 3.25
-    return threshold.line or (0.444 if threshold.rarity else 1.55)
+        return threshold.line or _WITHOUT_RARITY * len(stream.feature_names) ** _BY_FEATURES
+    return threshold.line or (_WITH_RARITY if threshold.rarity else _WITHOUT_RARITY)
+
+
+def _joint_doubt(stream: Stream) -> float:
+    """Two standard errors of a deviation measured on one row, as a share of it; 0 where it does not count.
+
+    Of n normal and independent values it is 1 / sqrt(2 n); so many windows, of which each row begins one, are
+    n / W independent ones. Of one feature moments go on to learn, and a line that is set is meant.
+    """
+    threshold = stream.threshold
+    if not isinstance(threshold, Joint) or threshold.line or len(stream.feature_names) == 1:
+        return 0.0
+    return _STANDARD_ERRORS * math.sqrt(stream.model.window / 2)
 
 
 def deviations(stream: Stream) -> Deviations:

@@ -331,7 +331,7 @@ class Errors:
     """Reconstruction errors, in units of the training rows' robust spread.
 
     Attributes:
-        window: float64[n], the error of the window's mean.
+        window: float64[n], the error of the whole window: its square is the mean over the rows' squares.
         last: float64[n], the error of the window's last row alone.
     """
 

@@ -20,16 +20,16 @@ from pipeline.accounting import Bin, Counters
 from pipeline.companions import SCALARS, Companions, Parts, Seeds
 from pipeline.config import Quantile, Stream
 from pipeline.control import NO_DECISIONS, Decisions
-from pipeline.episodes import clear
+from pipeline.episodes import IDLE, clear
 from pipeline.journal import InForce
 from pipeline.keys import KeyTable
 from pipeline.partitioning import UNKEYED
 from pipeline.policy import ALWAYS, NEVER
 from pipeline.ports import Float32s, Float64s, Scorer
 from pipeline.records import BUCKET_ROWS, Int32s, Int64s, PackedRows
-from pipeline.thresholds import BINS
+from pipeline.thresholds import ACCEPTED, BINS, CARRIED
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _SEPARATOR = "\x1f"
 _HELD_READINGS = 16
 """Readings of one cell that are remembered exactly, to know a duplicate."""
@@ -48,7 +48,7 @@ _ROW = [
     ("last_ns", "i8"),  # time of the newest reading
     ("row_ns", "i8"),  # time of the newest row
     ("offset", "i8"),  # of the record behind the newest row, at first of the record that began the series
-    ("rows", "f8"),  # that the moments rest on; thresholds.ACCEPTED: the next one is the new normal
+    ("rows", "f8"),  # that the moments rest on; or thresholds.ACCEPTED or CARRIED
     ("error_mean", "f8"),
     ("error_variance", "f8"),
     ("last_mean", "f8"),
@@ -87,6 +87,7 @@ class Arrays(NamedTuple):
             reading that `last` kept, and how many.
         cell_held: int64[S, K, H], metric and time of readings, to know duplicates.
         sketch: float32[S, Q], the quantiles of a rolling threshold that is one (:mod:`pipeline.thresholds`).
+        units: float64[S, 2 F or 0], median and spread of each feature that the companions' values are in.
         scalars, level, shapes, uses, apart, counts, rare: see :class:`pipeline.companions.Companions`.
     """
 
@@ -102,6 +103,7 @@ class Arrays(NamedTuple):
     cell_count: Int32s
     cell_held: Int64s
     sketch: Float32s
+    units: Float64s
     scalars: NDArray[np.void]
     level: Float64s
     shapes: Float32s
@@ -172,6 +174,7 @@ class Layout:
             cell_count=np.zeros((s, k, f), np.int32),
             cell_held=np.zeros((s, k, self.held), np.int64),
             sketch=np.zeros((s, self.sketch), np.float32),
+            units=np.zeros((s, 2 * f * self.parts.joint)),
             **Companions.empty(s, self.parts)._asdict(),
         )
 
@@ -373,17 +376,24 @@ class PartitionState:
             self.seeds = found.seeds
 
     def adopt(self, scorer: Scorer, bundle_id: str) -> None:
-        """Change to another bundle: thresholds start again from its calibration."""
+        """Change to another bundle: thresholds start again from its calibration.
+
+        What a series is used to goes on where the model before judged it calm; otherwise it is the new
+        model's to say whether the series is odd.
+        """
         self.calibrate(scorer, [slot for slot, name in enumerate(self.names) if name is not None])
         if bundle_id != self.bundle_id:
-            self.bundle_id = bundle_id
-            self.rows["rows"] = 0.0
-            self.dirty |= self.rows["live"] == 1
+            self.bundle_id, row = bundle_id, self.rows
+            judged = (row["rows"] > 0.0) | (row["rows"] == CARRIED)
+            calm = (row["episode"] == IDLE) & (row["above_ns"] == NEVER)
+            begins = np.where(judged & calm & (row["pushed"] >= self.layout.window_rows), CARRIED, 0.0)
+            row["rows"] = np.where(row["rows"] == ACCEPTED, ACCEPTED, begins)
+            self.dirty |= row["live"] == 1
 
     def relay(self, layout: Layout) -> None:
         """Go on in a layout of other thresholds: they start again from the calibration."""
         self.layout = layout
-        thresholds = {"sketch", *Companions._fields}
+        thresholds = {"sketch", "units", *Companions._fields}
         anew = layout.arrays(len(self.rows))._asdict()
         self.series = self.series._replace(**{name: anew[name] for name in thresholds})
         self.rows["rows"] = 0.0

@@ -75,6 +75,7 @@ class Report:
         self.columnar = True
         self._drift = Drift()
         self._troubles: dict[str, str] = {}
+        self._about: dict[str, object] = {}
         self._damage = ""
         self._alerts = self._dead_letters = self._cut = 0
         self._first_waiting: tuple[float, int] | None = None
@@ -83,14 +84,16 @@ class Report:
         """Tell something that a person should know."""
         self._notice(message)
 
-    def trouble(self, doing: str, message: str) -> None:
+    def trouble(self, doing: str, message: str, about: object = None) -> None:
         """A trouble is told once, when it begins; the status has its last message.
 
-        The same damage is told once, however often it is met again: it names its place.
+        One that is ``about`` something else is another. The same damage is told once, however often it is
+        met again: it names its place.
         """
-        if doing not in self._troubles and message != self._damage:
+        began = doing not in self._troubles or about != self._about[doing]
+        if began and message != self._damage:
             self._notice(message)
-        self._troubles[doing] = message
+        self._troubles[doing], self._about[doing] = message, about
         if doing == DAMAGE:
             self._damage = message
 

@@ -15,7 +15,7 @@ _FEATURES = 16
 class FakeScorer:
     """A scorer that expects every feature to stand at ``level``, give or take ``spread``.
 
-    The error is the mean distance from the level in spreads; the calibration says that ``normal_error``
+    A row's error is its mean distance from the level in spreads; the calibration says that ``normal_error``
     with a tenth of it as standard deviation is usual. Its companions begin with a level of ``level``, give or
     take ``spread``, and with no more, of up to 16 features.
     """
@@ -33,9 +33,9 @@ class FakeScorer:
         return Calibrated(everyone, np.tile([*usual, 1_000.0], (len(series), 1)), self._seeds)
 
     def score(self, windows: Windows) -> Errors:
-        """Mean distance from the level over the window, and over its last row."""
-        distance = np.abs(self._values(windows) - self._level) / self._spread
-        return Errors(distance.mean(axis=(1, 2)), distance[:, -1].mean(axis=1))
+        """Mean distance of each row from the level: its root mean square over the window, and the last."""
+        rows = (np.abs(self._values(windows) - self._level) / self._spread).mean(axis=2)
+        return Errors(np.hypot.reduce(rows, axis=1) / np.sqrt(rows.shape[1]), rows[:, -1])
 
     def explain(self, windows: Windows) -> Explanation:
         """The level is what was expected; each feature contributes by its distance."""

@@ -19,10 +19,11 @@ from pipeline.ports import Float32s, Float64s
 BINS = 28
 """Of each of a series' two sketches: 224 bytes."""
 _LOWEST, _GROWTH = 0.2, 1.15
-ACCEPTED = -1.0
-"""In place of the rows that a series' moments rest on: its next row is what is normal."""
-_ACCEPTED_ROWS = 32.0
-"""How much an accepted row weighs against those that follow."""
+ACCEPTED, CARRIED = -1.0, -2.0
+"""In place of the rows that a series' moments rest on: its next row is what is normal; or it was calm when
+another model took over."""
+_ROWS_AT_HAND = 32.0
+"""How much what a line begins with weighs against the rows that follow, where it is not the bundle's."""
 
 
 @kernel
@@ -39,32 +40,65 @@ def line(mean: float, variance: float, sketch: Float32s, policy: JudgePolicy) ->
 
 
 @kernel
+def joined_line(rows: float, grown: float, policy: JudgePolicy) -> float:
+    """The line of the joined score, where moments rest on so many rows and alerts have made it grow."""
+    return policy.joint_line * (1.0 + grown) * (1.0 + policy.joint_doubt / math.sqrt(max(rows, 1.0)))
+
+
+@kernel
 def start(row: Row, sketch: Float32s, calibration: Float64s, policy: JudgePolicy) -> None:
     """Begin with the bundle's calibration (see :class:`pipeline.ports.Calibrated`)."""
-    row.error_mean = calibration[0]
-    row.error_variance = calibration[1] ** 2
-    row.last_mean = calibration[2]
-    row.last_variance = calibration[3] ** 2
+    _begin(row, sketch, calibration, calibration[0], calibration[2], policy)
     row.rows = max(calibration[4], 1.0)
-    if policy.quantile > 0:
-        _seed(sketch[:BINS], calibration[0], calibration[1])
-        _seed(sketch[BINS:], calibration[2], calibration[3])
 
 
 @kernel
 def start_again(
-    row: Row, sketch: Float32s, calibration: Float64s, error: float, last_error: float, policy: JudgePolicy
+    row: Row,
+    sketch: Float32s,
+    calibration: Float64s,
+    error: float,
+    last_error: float,
+    window_rows: int,
+    policy: JudgePolicy,
 ) -> None:
-    """Begin with an accepted row's errors as what is normal: the calibration, scaled to their height."""
-    height, last_height = error / max(calibration[0], 1e-9), last_error / max(calibration[2], 1e-9)
-    row.error_mean = error
-    row.error_variance = (calibration[1] * height) ** 2
-    row.last_mean = last_error
-    row.last_variance = (calibration[3] * last_height) ** 2
-    row.rows = _ACCEPTED_ROWS
+    """Begin with the calibration scaled to what is normal now, before a row with these errors is judged.
+
+    An accepted row is itself what is normal. Where a series was calm under another model it is what the rows
+    before have under this one, unless that is lower: a model that sees a series otherwise than its held-out
+    rows says nothing about the series. What no row will move rests on the calibration's rows as before.
+    """
+    mean, last_mean = error, last_error
+    if row.rows != ACCEPTED:
+        mean = _before(error, last_error, window_rows)
+        if mean <= calibration[0]:
+            start(row, sketch, calibration, policy)
+            return
+        last_mean = calibration[2] * mean / max(calibration[0], 1e-9)
+    _begin(row, sketch, calibration, mean, last_mean, policy)
+    row.rows = max(calibration[4], 1.0) if policy.still else _ROWS_AT_HAND
+
+
+@kernel
+def _begin(
+    row: Row, sketch: Float32s, calibration: Float64s, mean: float, last_mean: float, policy: JudgePolicy
+) -> None:
+    deviation = calibration[1] * mean / max(calibration[0], 1e-9)
+    last_deviation = calibration[3] * last_mean / max(calibration[2], 1e-9)
+    row.error_mean = mean
+    row.error_variance = deviation**2
+    row.last_mean = last_mean
+    row.last_variance = last_deviation**2
     if policy.quantile > 0:
-        _seed(sketch[:BINS], error, calibration[1] * height)
-        _seed(sketch[BINS:], last_error, calibration[3] * last_height)
+        _seed(sketch[:BINS], mean, deviation)
+        _seed(sketch[BINS:], last_mean, last_deviation)
+
+
+@kernel
+def _before(error: float, last_error: float, window_rows: int) -> float:
+    """The error of a window without its newest row (see :class:`pipeline.ports.Errors`)."""
+    others = window_rows * error**2 - last_error**2
+    return math.sqrt(max(others, 0.0) / max(window_rows - 1, 1))
 
 
 @kernel

@@ -25,8 +25,8 @@ class FileOptions:
         paths: files, or patterns as of a shell (``**`` goes down folders).
         time_column: by default the first named like a time (``time``, ``timestamp``, ``date``, ...).
         time_format: ``auto``, ``iso``, ``s``, ``ms``, ``us``, ``ns`` or a pattern of ``strptime``.
-        series_column: the column that names the series.
-        series: the series of every row; with neither of the two it is the file's name without its suffix.
+        series_column: the column that names the series; by default the one with the event's own name for it.
+        series: the series of every row; with no such column either it is the file's name without its suffix.
         value_columns: by default every column of numbers besides time and series.
         time_field, series_field: what the event calls its time and series.
         on_error: ``stop`` at the first row that cannot be read, or ``skip`` and count it.
@@ -187,27 +187,28 @@ def _layout(path: Path, options: FileOptions) -> Layout | None:
         return None
     columns = list(dict.fromkeys(column for row in rows for column in row.cells))
     time_column = options.time_column or _time_column(path, columns)
-    for column in (time_column, options.series_column, *(options.value_columns or ())):
+    series_column = options.series_column
+    if series_column is None and options.series is None and options.series_field in columns:
+        series_column = options.series_field
+    for column in (time_column, series_column, *(options.value_columns or ())):
         if column is not None and column not in columns:
             raise InputError(f"{path}: no column {column!r}; it has {', '.join(columns)}")
     time_format, first_time = _time_of(path, rows, time_column, options.time_format)
-    values = options.value_columns or _value_columns(
-        path, columns, rows, {time_column, options.series_column}
-    )
+    values = options.value_columns or _value_columns(path, columns, rows, {time_column, series_column})
     if taken := {options.time_field, options.series_field}.intersection(values):
         raise ConfigError(
             f"{path}: the column {taken.pop()!r} has the name of the event's time or series field; "
             "choose other names for these fields"
         )
-    constant = None if options.series_column else options.series or path.stem
-    used = {time_column, options.series_column, *values}
+    constant = None if series_column else options.series or path.stem
+    used = {time_column, series_column, *values}
     left_out = tuple(column for column in columns if column not in used)
     return Layout(
         path,
         tables.kind_of(path),
         time_column,
         time_format,
-        options.series_column,
+        series_column,
         constant,
         tuple(values),
         left_out,

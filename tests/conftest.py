@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 from disks import Disk, disk_broker
-from servers import NO_KAFKA, kafka_broker
+from servers import NO_KAFKA, kafka_broker, s3_server
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +35,23 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             pytest.fail(NO_KAFKA)
         else:
             pytest.skip(NO_KAFKA)
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """A bucket on a server that speaks the protocol of S3, and the environment that leads there.
+
+    Without the extra `s3` the test is skipped; `make setup` installs it.
+    """
+    pytest.importorskip("s3fs")
+    with s3_server() as endpoint, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", endpoint)
+        environment.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        files, _ = fsspec.url_to_fs("s3://")
+        files.mkdir("offbeat-tests")
+        yield "s3://offbeat-tests"
 
 
 @pytest.fixture(scope="session")

@@ -266,3 +266,17 @@ def _wait_until_it_listens(name: str, process: subprocess.Popen[bytes], port: in
             time.sleep(0.05)
         else:
             return
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """The endpoint of moto's S3, in a thread of this process."""
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer  # noqa: PLC0415 - few tests need it
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()

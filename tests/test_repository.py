@@ -21,6 +21,7 @@ from pipeline import config
 ROOT = Path(__file__).resolve().parent.parent
 # They come with a GPU build of torch only, in the versions that it pins itself.
 GPU_LIBRARIES = re.compile(r"(nvidia|cuda|triton)\b.*")
+NOT_SET_UP = ("azure", "gcs")
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -44,19 +45,22 @@ def compose() -> dict[str, Any]:
 
 
 def direct_requirements() -> list[Requirement]:
+    """What `make setup` installs."""
     package, groups = project()["project"], project()["dependency-groups"]
     extras = package["optional-dependencies"]
     lines = [
         *package["dependencies"],
-        *(line for name, extra in extras.items() if name != "all" for line in extra),
+        *(line for name in extras.keys() - {"all", *NOT_SET_UP} for line in extras[name]),
         *groups["dev"],
     ]
     return [Requirement(line) for line in lines]
 
 
-def fuzz_requirements() -> list[Requirement]:
-    """What `make fuzz` installs when it is first run; `make setup` does not."""
-    return [Requirement(line) for line in project()["dependency-groups"]["fuzz"]]
+def other_requirements() -> list[Requirement]:
+    """What `make setup` leaves out: `make fuzz` installs its own, and nothing here runs those stores."""
+    extras, groups = project()["project"]["optional-dependencies"], project()["dependency-groups"]
+    lines = [*groups["fuzz"], *(line for name in NOT_SET_UP for line in extras[name])]
+    return [Requirement(line) for line in lines]
 
 
 def pins() -> dict[str, Requirement]:
@@ -118,12 +122,22 @@ def test_constraints_pin_everything_that_is_installed() -> None:
         )
 
 
+def test_setup_and_all_leave_no_other_extra_out() -> None:
+    extras = project()["project"]["optional-dependencies"]
+    [everything] = [Requirement(line) for line in extras["all"]]
+    installed = re.search(r"--editable '\.\[(.*)\]'", (ROOT / "Makefile").read_text(encoding="utf-8"))
+
+    assert everything.extras == extras.keys() - {"all"}
+    assert installed is not None
+    assert {*installed[1].split(","), *NOT_SET_UP} == everything.extras
+
+
 def test_constraints_are_exact_and_fit_the_project() -> None:
     pinned = pins()
 
     for pin in pinned.values():
         assert re.fullmatch(r"==[^*,]+", str(pin.specifier)), pin
-    for requirement in [*direct_requirements(), *fuzz_requirements()]:
+    for requirement in [*direct_requirements(), *other_requirements()]:
         version = str(pinned[canonicalize_name(requirement.name)].specifier).removeprefix("==")
         assert requirement.specifier.contains(version, prereleases=True), requirement
 
@@ -132,7 +146,7 @@ def test_every_dependency_is_explained() -> None:
     page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
     explained = [name for name in re.findall(r"^\| ([\w-]+) \|", page, re.MULTILINE) if name != "Package"]
 
-    needed = [*direct_requirements(), *fuzz_requirements()]
+    needed = [*direct_requirements(), *other_requirements()]
     assert sorted(explained) == sorted(canonicalize_name(each.name) for each in needed)
 
 

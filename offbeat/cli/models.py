@@ -23,6 +23,7 @@ from offbeat.cli.options import (
 
 if TYPE_CHECKING:
     from models import Bundle, Registry
+    from models.gate import Ruling
     from models.manifest import Manifest
     from models.report import Report
     from offbeat.bundles import Difference, Listed
@@ -152,15 +153,17 @@ def show(
             "promoted": [each for each in view.promotions.get(at.stream, []) if each.bundle == bundle_id],
             "refused": [each for each in view.refusals.get(at.stream, []) if each.bundle == bundle_id],
         }
+    report = report_of(loaded)
     if json:
         listed = _as_json(Listed(bundle_id, role, loaded.manifest, ""))
         decided = {
             what: [{"at": each.at, "who": each.who, "why": each.why} for each in some]
             for what, some in said.items()
         }
-        print_json(listed | decided | {"reports": sorted(loaded.reports), "lies_in": lies_in})
+        gate = None if report is None or report.gate is None else report.gate.as_json()
+        reports = {"reports": sorted(loaded.reports), "lies_in": lies_in}
+        print_json(listed | decided | {"gate": gate} | reports)
         return
-    report = report_of(loaded)
     lines = [
         ("bundle", bundle_id + (f" ({role})" if role else "")),
         ("stream", at.stream),
@@ -172,6 +175,8 @@ def show(
         lines += [(what, f"{each.at:%Y-%m-%d %H:%M UTC} by {each.who}: {each.why}") for each in some]
     for name, text in lines:
         typer.echo(f"{name:<13} {plain(text)}")
+    if report is not None and report.gate is not None:
+        _tell_gate(report.gate, report.champion)
     if report is not None and report.series:
         _tell_series(report)
 
@@ -200,6 +205,24 @@ def _described(bundle: Bundle, report: Report | None) -> list[tuple[str, str]]:
         ("other series", f"begin with the error {error:.4f} ± {deviation:.4f}"),
         ("learned from", learned),
     ]
+
+
+def _tell_gate(ruling: Ruling, champion: str) -> None:
+    """How the gate judged a bundle, in numbers; the sentence stands in the control record."""
+    from models.verdict import COMPARED, WORDS, compared, extent, faults, figures, found, verdict
+
+    other = f", against the champion, {champion}" if champion else ""
+    typer.echo(f"\nat the gate: {plain(verdict(ruling) + other)}; {plain(extent(ruling))}")
+    rows = [[*compared(ruling, each), WORDS[each.verdict]] for each in ruling.comparisons]
+    print_columns([*(f" {each}" if n > 1 else each for n, each in enumerate(COMPARED)), "verdict"], rows)
+    typer.echo()
+    did = [faults(each) for each in ruling.contenders.values()]
+    rows = [*map(list, figures(ruling)), *([name, *(found(each[name]) for each in did)] for name in did[0])]
+    print_columns(["", *(f" {role}" for role in ruling.contenders)], rows)
+    if ruling.referenced:
+        moved = ", ".join(plain(each.series) for each in ruling.drifted[:_SERIES]) or "none"
+        count = f"{len(ruling.drifted):,} of {ruling.referenced:,} series"
+        typer.echo(f"drifted from the pinned reference: {count} ({moved})")
 
 
 def _tell_series(report: Report) -> None:
@@ -296,7 +319,7 @@ def _put_to_use(at: Opened, bundle_id: str, why: str, *, json: bool) -> None:
 
     loaded = at.registry.load(at.stream, bundle_id)  # a damaged one would only be refused by the workers
     check_fits(loaded.manifest.spec, bundle_id, at.stream, at.config.stream(at.stream))
-    was = at.control.promote(at.stream, bundle_id, why)
+    was = at.control.promote(at.stream, bundle_id, why, lambda: at.registry.holds(at.stream, bundle_id))
     if json:
         print_json({"champion": bundle_id, "before": was})
     elif was == bundle_id:
@@ -318,7 +341,14 @@ def rollback(
 
 
 @group.command(epilog="Example: `offbeat models pin pumps 3f9a --why 'the week after the overhaul'`")
-def pin(*, stream: StreamName, bundle: BundleId, why: Why, config: ConfigFile = DEFAULT_CONFIG) -> None:
+def pin(
+    *,
+    stream: StreamName,
+    bundle: BundleId,
+    why: Why,
+    config: ConfigFile = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
     """Hold every new model against this bundle, too.
 
     A series that is pushed a little at each retrain never differs much from the model before.
@@ -327,18 +357,29 @@ def pin(*, stream: StreamName, bundle: BundleId, why: Why, config: ConfigFile = 
     with opened(config, stream, "pin") as at:
         bundle_id = chosen_bundle(at, bundle)
         at.registry.load(at.stream, bundle_id)
-        at.control.pin(at.stream, bundle_id, why)
-    typer.echo(
-        f"new models of stream {at.stream!r} are held against bundle {bundle_id[:_DIGITS]} from now on"
-    )
+        was = at.control.pin(at.stream, bundle_id, why, lambda: at.registry.holds(at.stream, bundle_id))
+    if json:
+        print_json({"pinned": bundle_id, "before": was})
+    else:
+        typer.echo(
+            f"new models of stream {at.stream!r} are held against bundle {bundle_id[:_DIGITS]} from now on"
+        )
 
 
 @group.command(epilog="Example: `offbeat models unpin pumps --why 'new pumps'`")
-def unpin(*, stream: StreamName, why: Why, config: ConfigFile = DEFAULT_CONFIG) -> None:
+def unpin(*, stream: StreamName, why: Why, config: ConfigFile = DEFAULT_CONFIG, json: Json = False) -> None:
     """Hold new models against no pinned bundle any more."""
     with opened(config, stream, "unpin") as at:
-        at.control.pin(at.stream, None, why)
-    typer.echo(f"new models of stream {at.stream!r} are held against no pinned bundle any more")
+        was = at.control.pin(at.stream, None, why)
+    if json:
+        print_json({"pinned": None, "before": was})
+    elif was is None:
+        typer.echo(f"stream {at.stream!r} has no pinned bundle; nothing was changed")
+    else:
+        typer.echo(
+            f"new models of stream {at.stream!r} are held against no pinned bundle any more "
+            f"(before: {was[:_DIGITS]})"
+        )
 
 
 @group.command(epilog="Example: `offbeat models export pumps 3f9a pumps.tar`")
@@ -374,16 +415,28 @@ def import_(
     json: Json = False,
 ) -> None:
     """Take a bundle in after checking it whole; it is not put to use."""
+    from models.spec import check_fits
     from offbeat import bundles
+    from pipeline.errors import BundleError
 
+    misfit = None
     with opened(config, stream, "import") as at:
         bundle_id = bundles.bring(at.registry, at.stream, file)
+        spec = at.registry.load(at.stream, bundle_id).manifest.spec
+        try:
+            check_fits(spec, bundle_id, at.stream, at.config.stream(at.stream))
+        except BundleError as error:
+            misfit = str(error)
     if json:
-        print_json({"bundle": bundle_id})
+        print_json({"bundle": bundle_id, "misfit": misfit})
         return
     typer.echo(
         f"bundle {bundle_id[:_DIGITS]} is in the registry; "
-        f"`offbeat models promote {at.stream} {bundle_id[:_DIGITS]} --why ...` puts it to use"
+        + (
+            f"`offbeat models promote {at.stream} {bundle_id[:_DIGITS]} --why ...` puts it to use"
+            if misfit is None
+            else f"it cannot be put to use as things are: {misfit}"
+        )
     )
 
 
@@ -408,11 +461,11 @@ def gc(
     with opened(config, stream, "gc") as at:
         replayed = bundles.replayed(at.config, at.broker, at.stream)
         found = bundles.rubbish(at.registry, at.control.view(), at.stream, replayed=replayed, keep=keep)
-        for name in (*found.bundles, *found.leftovers):
-            if yes:
-                at.registry.delete(at.stream, name)
+        if yes:
+            found = bundles.remove(at.registry, at.control.view, at.stream, found)
     if json:
-        print_json({**dataclasses.asdict(found), "bundles": list(found.bundles), "removed": yes})
+        said = {"bundles": list(found.bundles), "leftovers": found.leftovers, "kept": found.kept}
+        print_json(said | {"removed": yes})
         return
     verb = "removed" if yes else "would remove"
     for bundle, made in found.bundles.items():

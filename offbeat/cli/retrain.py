@@ -23,6 +23,7 @@ from offbeat.cli.stopping import GRACE_S, Stop, stopping
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from consumers.attempt import Outcome
     from consumers.retrainer import Status
     from pipeline.config import Config
 
@@ -85,12 +86,19 @@ def _once(
     if json:
         print_json({"event": "outcome", "stream": name, **dataclasses.asdict(outcome)})
         return
+    for each in filter(None, (outcome.refused, outcome)):
+        _tell(each, name)
+
+
+def _tell(outcome: Outcome, name: str) -> None:
+    bundle = outcome.bundle_id[:12]
     typer.echo(outcome.why)
     if outcome.promoted:
-        typer.echo(f"bundle {outcome.bundle_id[:12]} is in use for stream {name!r} now")
+        typer.echo(f"bundle {bundle} is in use for stream {name!r} now")
     else:
         typer.echo(
-            f"bundle {outcome.bundle_id[:12]} is kept, and not in use (`offbeat models promote` would use it)"
+            f"bundle {bundle} is kept, and not in use: `offbeat models show {name} {bundle}` has figures; "
+            f"`offbeat models promote {name} {bundle} --why ...` puts it to use all the same"
         )
 
 

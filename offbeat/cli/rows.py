@@ -35,11 +35,20 @@ TimeFormat = Annotated[
     ),
 ]
 SeriesColumn = Annotated[
-    str | None, typer.Option("--series-column", metavar="COLUMN", help="The column that names the series.")
+    str | None,
+    typer.Option(
+        "--series-column",
+        metavar="COLUMN",
+        help="The column that names the series; default: the one called as the stream's field is.",
+    ),
 ]
 SeriesName = Annotated[
     str | None,
-    typer.Option("--series", metavar="NAME", help="One series for all rows; default: the file's name."),
+    typer.Option(
+        "--series",
+        metavar="NAME",
+        help="One series for all rows; default, without such a column: the file's name.",
+    ),
 ]
 Values = Annotated[
     list[str] | None,

@@ -94,7 +94,7 @@ def _tell(row: Row) -> None:
         "window": f"{row.window_filled} of {row.window_rows} rows",
         "learned from": f"{row.rows:,} rows judged (those of the model's calibration included)",
         "error": f"{row.mean:.4g} ± {row.sd:.4g} (last row alone: {row.last_mean:.4g} ± {row.last_sd:.4g})",
-        "threshold": "none before the first judged row" if row.threshold is None else f"{row.threshold:.4g}",
+        "threshold": "none before the next judged row" if row.threshold is None else f"{row.threshold:.4g}",
         "episode": row.episode,
     }
     if row.known is not None and row.rows:
@@ -123,7 +123,9 @@ def _tell(row: Row) -> None:
 def _table(rows: list[Row]) -> None:
     if not rows:
         return
-    headers = ["series", " rows", " error", " sd", " threshold", "episode", " window", "last reading (UTC)"]
+    # With a joined score the line is that score's, and no bound of the error beside it.
+    of = " joined line" if rows[0].known is not None else " threshold"
+    headers = ["series", " rows", " error", " sd", of, "episode", " window", "last reading (UTC)"]
     print_columns(
         headers,
         [

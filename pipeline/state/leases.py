@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from typing import Any
 
 from pipeline.ports import Lease
 from pipeline.state.redis_link import RedisLink
@@ -39,13 +40,26 @@ class RedisLeases:
         """Hold it no longer; see :meth:`pipeline.ports.Leases.give`."""
         self._call("give", lease.work, lease.holder, 0)
 
+    def left_s(self, work: str) -> float:
+        """How much longer a piece of work is held, by the server's clock; 0 where nobody holds it.
+
+        Raises:
+            StoreDown: not reachable now.
+        """
+        with self._link.calling(f"look at the lease of {work}") as client:
+            until: Any = client.hget(self._key(work), "until_us")
+            now: Any = client.time()
+        left_us = int(until or 0) - now[0] * 1_000_000 - now[1]
+        return float(max(left_us, 0) / 1e6)
+
     def close(self) -> None:
         """End the connections; idempotent."""
         self._link.close()
 
     def _call(self, action: str, work: str, holder: str, length_s: float) -> int:
         with self._link.calling(f"{action} the lease of {work}"):
-            reply: int = self._script(
-                [f"{{{self._namespace}:{work}}}:lease"], [action, holder, round(length_s * 1e6)]
-            )
+            reply: int = self._script([self._key(work)], [action, holder, round(length_s * 1e6)])
         return reply
+
+    def _key(self, work: str) -> str:
+        return f"{{{self._namespace}:{work}}}:lease"

@@ -15,12 +15,12 @@ from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
 import cramjam
-import fsspec
 import msgspec
 import numpy as np
 
-from pipeline.errors import ConfigError, StoreDown
+from pipeline.errors import StoreDown
 from pipeline.records import PackedRows, TopicPartition
+from pipeline.state.folders import open_folder
 
 RECENT_MS = 24 * 3600 * 1_000
 """Of the newest copy's last day every copy is kept, before it the first of each day ..."""
@@ -56,13 +56,8 @@ class FolderSnapshots:
     """
 
     def __init__(self, url: str, *, namespace: str, stream: str) -> None:
-        try:
-            self._files, root = fsspec.url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(
-                f"snapshots: {url!r} cannot be opened ({error}); give a folder, or install what it asks for"
-            ) from error
-        self._url, self._root = url, f"{root.rstrip('/')}/{namespace}/{stream}"
+        self._files, root = open_folder("snapshots", url)
+        self._url, self._root = url, f"{root}/{namespace}/{stream}"
 
     def save(
         self, partition: TopicPartition, topic_id: str, next_offset: int, clock_ns: int, rows: PackedRows

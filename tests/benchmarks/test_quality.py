@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from contamination import _episodes, contaminated, halved
+from contamination import _episodes, _pushed, contaminated, halved, stretches
 from controls import episodes, ewma_z
 from labelled import DataSet, Series, as_records, counted, train
 from quality import DEFAULT, Control, Entry, causes, equal_line, judge, judge_control, rowwise
@@ -196,6 +196,40 @@ class TestContamination:
 
         assert _episodes("pump", [fired, ended], 20) == [Episode("pump", 5, 9, critical=False, normal=False)]
         assert _episodes("pump", [fired], 20) == [Episode("pump", 5, 20, critical=False, normal=False)]
+
+
+class TestPushes:
+    def test_a_series_is_cut_where_the_reference_before_ends(self) -> None:
+        whole = made(rows=18_500)
+
+        data = stretches(whole)
+
+        assert [each.name for each in data.every] == ["pump from row 0", "pump from row 4000"]
+        assert all(each.values.shape == (14_000, 2) for each in data.every)
+        assert (data.every[1].values == whole.every[0].values[4_000:18_000]).all()
+        assert [len(each.lessons) for each in data.every] == [4_000, 4_000]
+        assert stretches(made()).every == []
+
+    def test_a_push_is_noticed_when_it_has_come_to_a_spread_and_nothing_is_without_one(
+        self, bundles: Path
+    ) -> None:
+        data = stretches(made(rows=14_000))
+        reference = train(data, QUICK, bundles)
+
+        none, little, much = (_pushed(data, reference, push, [np.ones(2)]) for push in (0.0, 0.02, 0.5))
+
+        assert (none["noticed"], little["noticed"], much["noticed"]) == (0, 0, 1)
+        assert (none["noticed_retrains"], none["retrains"]) == (0, 10)
+        assert none["days"] == pytest.approx(10_000 / 1_440)
+        assert much["features"] == 2
+        assert 2 <= much["at_retrain"] <= 3
+
+    def test_features_pushed_one_at_a_time_are_told_apart(self, bundles: Path) -> None:
+        data = stretches(made(rows=14_000))
+
+        alone = _pushed(data, train(data, QUICK, bundles), 0.5, list(np.eye(2)))
+
+        assert (alone["features"], alone["series"], alone["noticed"]) == (1, 2, 2)
 
 
 def test_without_data_it_says_what_to_set(tmp_path: Path) -> None:

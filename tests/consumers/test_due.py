@@ -105,25 +105,27 @@ class TestGrowth:
 
     def test_after_training_knows_better_it_waits_in_proportion(self) -> None:
         growth = Growth(512)
-        growth.short(1_000, 256, 512)
+        growth.short(1_000, rows=500, have=256, need=512)
 
-        assert not growth.enough(1_999)
-        assert growth.enough(2_000)
+        assert not growth.enough(1_511)
+        assert growth.enough(1_512)  # a row in two records
 
     # However little was missing, and however often: a topic is not read again for every record.
-    @given(st.integers(1, 10**9), st.integers(0, 511))
-    def test_it_always_waits_for_some_more(self, records: int, have: int) -> None:
+    @given(st.integers(1, 10**9), st.integers(0, 511), st.integers(0, 10**6))
+    def test_it_always_waits_for_some_more_and_not_for_ever(self, records: int, have: int, more: int) -> None:
         growth = Growth(512)
-        growth.short(records, have, 512)
+        rows = min(have + more, records)
+        growth.short(records, rows=rows, have=min(have, rows), need=512)
 
         assert not growth.enough(records)
         assert not growth.enough(int(1.04 * records))
-        assert growth.enough(records * 512 // max(have, 1) * 2 + 1)
+        assert growth.enough(2 * records + 512 * records // max(rows, 1) + 1)
 
     def test_it_says_how_far_it_is_and_how_long_it_takes(self) -> None:
         growth = Growth(512)
 
-        assert growth.told(0, 50.0) == "0 of 512 rows; no rate yet"
-        assert growth.told(256, 50.0 + 4 * 60) == "256 of 512 rows; about 4 min more"
-        growth.short(600, 300, 512)
-        assert growth.told(800, 50.0 + 800) == "400 of 512 rows; about 4 min more"
+        assert growth.told(0, 50.0) == "0 of 512 rows at best; no rate yet"
+        told = growth.told(256, 50.0 + 4 * 60)
+        assert told == "256 of 512 rows at best; about 4 min more at the present rate"
+        growth.short(600, rows=300, have=200, need=512)
+        assert growth.told(800, 50.0 + 800) == "300 of 512 rows; about 7 min more at the present rate"

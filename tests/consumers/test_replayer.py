@@ -72,7 +72,7 @@ WATCHED = {
     "events": {"features": ["x"], "silent_after": "60s", "forget_after": "200s"},
     "threshold": {"k": 5, "memory": "5m"},
 }
-JOINT = {"policy": "joint", "line": 1.2, "memory": "5m"}
+JOINT = {"policy": "joint", "line": 0.6, "memory": "5m"}
 
 
 def stricter(plant: Plant) -> None:

@@ -34,6 +34,8 @@ FIRST_ROWS = 56
 
 
 PHASES = {"reading", "training", "judging"}
+UNLEARNED: dict[str, Any] = {"model": {"window": 8, "code": 1}, "steps": 1}
+"""A network that has learned nothing yet."""
 
 
 def settings(model: dict[str, Any] | None = None, **training: Any) -> Config:  # noqa: ANN401 - as YAML holds
@@ -46,6 +48,12 @@ def settings(model: dict[str, Any] | None = None, **training: Any) -> Config:  #
         "training": {"steps": 60, **training},
     }
     return Config.model_validate({"namespace": "test", "streams": {STREAM: stream}})
+
+
+def coins(values: np.ndarray) -> np.ndarray:
+    """Heads or tails: no shape to be learned, while any other value is far from usual."""
+    random = np.random.default_rng(round(1e6 * abs(float(values[0]))))
+    return random.choice([-1.0, 1.0], len(values)) + random.normal(0, 0.02, len(values))
 
 
 @dataclass
@@ -300,7 +308,7 @@ class TestTheFirstModel:
         site.produce(10)
         running = site.retrainer().turn()
         assert (running.status.doing, site.champion) == ("waiting for rows", None)
-        assert running.status.message == "40 of 56 rows; no rate yet"
+        assert running.status.message == "40 of 56 rows at best; no rate yet"
 
         site.produce(200)
         running.turn()
@@ -341,19 +349,137 @@ class TestTheFirstModel:
     def test_after_a_refusal_it_trains_again_when_the_topic_has_doubled(
         self, new_site: Callable[..., Site]
     ) -> None:
-        site = new_site(steps=1)
-        site.produce(1_500)
+        site = new_site(**UNLEARNED)
+        site.produce(1_500, coins)
         running = site.retrainer().turn()
         assert len(site.view.refusals[STREAM]) == 1
 
         running.turn()
         assert running.status.doing == "waiting"
-        site.produce(1_500)
+        assert running.status.message.endswith(", or at 12,000 records, of which there are 6,000")
+        site.produce(1_500, coins)
         running.turn()
 
         assert len(site.view.refusals[STREAM]) == 2
         begun = [each for each in site.begun() if "twice as many records" in each.why]
         assert len(begun) == 1
+
+    # What a retrainer knows stands on the control topic: one that was started since waits for as many.
+    def test_so_does_a_retrainer_that_was_not_there_when_it_was_refused(
+        self, new_site: Callable[..., Site]
+    ) -> None:
+        site = new_site(**UNLEARNED)
+        site.produce(1_500, coins)
+        site.later = timedelta(minutes=1_498)  # it takes less than two
+        site.retrainer().turn()
+        site.produce(1_499, coins)
+
+        running = site.retrainer().turn()
+        assert running.status.message.endswith(", or at 12,000 records, of which there are 11,996")
+        site.produce(1, coins)
+        running.turn()
+
+        assert len(site.view.refusals[STREAM]) == 2
+
+
+class TestPcaInstead:
+    """A first model that learned nothing: PCA, which needs no steps, is better, and watches the stream."""
+
+    @pytest.fixture
+    def site(self, new_site: Callable[..., Site]) -> Site:
+        site = new_site(**UNLEARNED)
+        site.produce(1_500)
+        return site
+
+    def kind(self, site: Site) -> str:
+        return site.registry.load(STREAM, site.champion or "").manifest.spec.kind
+
+    def test_pca_serves_where_the_first_model_is_worse(self, site: Site) -> None:
+        running = site.retrainer().turn()
+
+        view = site.view
+        [refused], [made] = view.refusals[STREAM], view.promotions[STREAM]
+        assert refused.why.startswith("refused: ")
+        assert " of 120 faults found, pca " in refused.why
+        assert refused.why.endswith("; pca passed in its stead")
+        assert refused.bundle
+        assert made.why.startswith(
+            "pca serves until a model of kind undercomplete is no worse "
+            f"({refused.bundle[:12]} was refused); promoted as the first model: "
+        )
+        assert self.kind(site) == "pca"
+        assert made.predecessor is None
+        assert [each.split(" ", 2)[1] for each in running.notices] == [refused.bundle[:12], made.bundle[:12]]
+        assert (running.status.promoted, running.status.refused) == (1, 1)
+
+    # Both are bundles like any other, each with the numbers of its own ruling.
+    def test_both_rulings_are_kept_with_their_numbers(self, site: Site) -> None:
+        site.retrainer().turn()
+
+        gates = {}
+        for bundle in (site.view.refusals[STREAM][0].bundle or "", site.champion or ""):
+            report = json.loads(site.registry.file(STREAM, bundle, "report.json"))
+            gates[report["kind"]] = report["gate"]
+        assert set(gates["undercomplete"]["contenders"]) == {"challenger", "pca", "ewma-z"}
+        assert not gates["undercomplete"]["promoted"]
+        assert set(gates["pca"]["contenders"]) == {"challenger", "ewma-z"}
+        assert gates["pca"]["promoted"]
+
+    # The value alone is no model: where it does better than any, the stream has none.
+    def test_pca_that_is_worse_than_the_value_alone_does_not_serve(
+        self, new_site: Callable[..., Site]
+    ) -> None:
+        site = new_site(**UNLEARNED)
+        site.produce(1_500, coins)
+
+        site.retrainer().turn()
+
+        [refused] = site.view.refusals[STREAM]
+        assert site.champion is None
+        assert " of 120 faults found, pca " in refused.why
+        assert "; pca in its stead: refused: " in refused.why
+        assert site.registry.bundles(STREAM) == [refused.bundle]
+
+    # The first model is refused for the value alone: PCA, which is no better, is not asked.
+    def test_pca_is_asked_only_where_it_is_better(self, new_site: Callable[..., Site]) -> None:
+        site = new_site(**UNLEARNED | {"steps": 300})
+        site.produce(1_500, coins)
+
+        site.retrainer().turn()
+
+        [refused] = site.view.refusals[STREAM]
+        assert " faults found, ewma-z " in refused.why
+        assert "pca" not in refused.why
+
+    def test_the_next_models_contend_with_it_and_take_over(self, site: Site) -> None:
+        running = site.retrainer().turn()
+        pca = site.champion
+        running.turn()
+        assert running.status.doing == "waiting"
+        assert running.status.drift is not None
+        assert running.status.drift < DRIFTED
+
+        outcome = site.retrainer().retrainer.once("still too few steps")
+        assert not outcome.promoted
+        assert outcome.gate["contenders"].keys() == {"challenger", "champion"}
+        assert site.champion == pca
+
+        site.desk.apply(settings({"window": 8, "code": 2}, steps=600))
+        site.later = timedelta(days=1)
+        site.retrainer().turn()
+
+        report = json.loads(site.registry.file(STREAM, site.decided(), "report.json"))
+        assert {each["measure"] for each in report["gate"]["comparisons"]} == {"false alarms", "faults found"}
+        assert site.view.promotions[STREAM][-1].predecessor == pca
+        assert self.kind(site) == "undercomplete"
+
+    def test_who_forces_the_first_model_gets_it(self, site: Site) -> None:
+        outcome = site.retrainer().retrainer.once("to see", force="the faults are no faults of ours")
+
+        assert outcome.promoted
+        assert self.kind(site) == "undercomplete"
+        assert " whatever the gate says: refused: " in outcome.why
+        assert STREAM not in site.view.refusals
 
 
 class TestEvery:
@@ -605,6 +731,10 @@ class TestShadow:
             assert set(each["errors"]) == {"p0", "p1", "p2", "p3"}
             for median, high, highest in each["errors"].values():
                 assert 0.01 < median < high <= highest
+            assert set(each["scores"]) == set(each["errors"])
+            for name, (median, _, highest) in each["scores"].items():
+                assert median < 1 < highest  # the line, which the spikes passed
+                assert [median, highest] != each["errors"][name][::2]
         assert "shadowing" in running.did()
         assert site.decision().why.startswith("alerts in ")
         # The gate has seen these rows as well.
@@ -618,7 +748,8 @@ class TestShadow:
         assert site.view.refusals == {}
 
     def test_a_first_model_has_no_shadow(self, site: Site) -> None:
-        assert "shadow" not in json.loads(site.registry.file(STREAM, site.champion or "", "report.json"))
+        report = json.loads(site.registry.file(STREAM, site.champion or "", "report.json"))
+        assert report["shadow"] is None
 
 
 class TestOneAtATime:
@@ -678,6 +809,26 @@ class TestOneAtATime:
         assert len(site.view.promotions.get(STREAM, [])) == decided
         assert "is void: it was made under the fence" in running.notices[-2]
         assert "was not promoted" in running.notices[-1]
+
+    # `offbeat models gc --keep 0` takes a bundle that is not the champion yet for one that nothing needs.
+    def test_a_challenger_that_is_removed_before_it_is_promoted_is_no_champion(self, site: Site) -> None:
+        site.produce(200)
+        site.retrainer().turn()
+        before = site.champion
+        assert before
+
+        def sweep() -> None:
+            for each in site.registry.bundles(STREAM):
+                if each != before:
+                    site.registry.delete(STREAM, each)
+
+        site.produce(200)
+        producer = Preceding(site.broker.producer(), b'"champion"', sweep)
+        with pytest.raises(OffbeatError, match="was removed from the registry before it was promoted"):
+            site.retrainer(producer=producer).retrainer.once("to see", force="whatever it is")
+
+        assert site.champion == before
+        assert site.view.promotions[STREAM][-1].why.endswith("before it was promoted")
 
     # The gate compared with the champion of then; what a person chose since is not overruled.
     def test_a_champion_that_was_chosen_meanwhile_stays(self, site: Site) -> None:
@@ -781,14 +932,27 @@ class TestWork:
         assert site.view.refusals[STREAM][0].bundle is None
         assert running.turn().status.doing == "waiting"
 
-    def test_status_lines_have_figures(self, site: Site) -> None:
+    def test_status_lines_have_figures(self, new_site: Callable[..., Site]) -> None:
+        site = new_site(steps=300)
+
+        def work(status: Status) -> None:
+            if status.doing == "training":
+                site.clock.now_s += 10
+
         site.produce(200)
-        running = site.retrainer().turn()
+        running = site.retrainer(on_status=work).turn()
 
         training = [each for each in running.told if each.doing == "training"]
         assert training[-1].fraction == 1
         assert "on rows held out 0." in training[-1].message
-        assert " left" in training[0].message
+        # Nothing is known of the rate before two steps.
+        assert " left" not in training[0].message
+        first, second = (each.fraction or 0.0 for each in training[:2])
+        assert training[1].message.endswith(f", about {10 / (second - first) * (1 - second):.0f} s left")
+        assert " left" not in training[-1].message
+        judging = [each.fraction for each in running.told if each.doing == "judging" and each.fraction]
+        assert judging == sorted(judging)
+        assert judging[-1] > 0.8
 
 
 def test_what_is_scraped_is_the_status() -> None:

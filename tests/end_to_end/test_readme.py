@@ -43,6 +43,33 @@ def test_the_first_ten_minutes(tmp_path: Path) -> None:
     assert found <= faults | {label.series for label in read_labels(tmp_path / "faults.jsonl")}
 
 
+def test_the_stream_of_the_first_ten_minutes_is_judged_by_default() -> None:
+    """What was measured and chosen as the default is what a newcomer sees."""
+    stream = config.parse((ROOT / "offbeat" / "example.yaml").read_text(encoding="utf-8")).stream("sensors")
+
+    assert (
+        stream.threshold
+        == stream.model_validate(
+            {"topic": stream.topic, "events": stream.events.model_dump(by_alias=True)}
+        ).threshold
+    )
+    assert stream.threshold.policy == "joint"
+
+
+def test_a_stream_trains_itself_as_the_page_says(tmp_path: Path) -> None:
+    """Whatever the gate says of the network, something watches the stream after the page's commands."""
+    page = (ROOT / "docs" / "retraining.md").read_text(encoding="utf-8")
+    [commands] = re.findall(r"## Try it\n.*?```sh\n(.*?)```", page, re.DOTALL)
+
+    said = bash(tmp_path, commands)
+
+    assert " of 11 models done, loss 0." in said
+    assert "judging " in said
+    assert re.search(r"bundle \w{12} is in use for stream 'sensors' now", said)
+    assert re.search(r"\nfaults found +\d+ of \d+ ", said)
+    assert "(champion)" in said
+
+
 def test_the_first_block_is_of_make_targets() -> None:
     """Those are run by whoever runs this test."""
     assert set(re.findall(r"^make (\w+)", blocks("README.md", "sh")[0], re.MULTILINE)) == {"demo", "test"}

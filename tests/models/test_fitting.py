@@ -5,15 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from models import Autoencoder, ModelSpec, Progress, SeriesRows, blocks, fitting, gradients, train
-from models.fitting import CPU, Check, Lesson, _Windows, device_for, fit
+from models import Autoencoder, ModelSpec, Progress, SeriesRows, blocks, fitting, gradients, learners, train
+from models.fitting import CPU, Check, device_for, fit, teach
 from models.gradients import mean_huber, tangent
+from models.learners import Compiled, Operators, Windows, compiled
+from models.lessons import Lesson
 from models.losses import Curves
 from models.samples import split
 from pipeline.errors import ConfigError
@@ -32,11 +36,23 @@ def lesson(seed: int, rows: int = 300) -> Lesson:
     return Lesson(np.random.default_rng(seed), values, parts.train, parts.held_out)
 
 
-def learned(seeds: range, steps: int) -> tuple[Autoencoder, Check]:
+def learner_of(way: str, lessons: list[Lesson], spec: ModelSpec) -> Compiled | Operators:
+    """As :func:`fit` makes them: here on the processor, there on a GPU."""
+    drawn = Autoencoder.initial(spec.widths(), [each.random for each in lessons])
+    if way == "compiled":
+        return Compiled(drawn, lessons, spec)
+    return Operators(drawn, lessons, spec, CPU)
+
+
+def learned(way: str, seeds: range, steps: int) -> tuple[Autoencoder, Check]:
     """The networks, and how they stood when they were done."""
     checks: list[Check] = []
     spec = ModelSpec(features=WIDE.features, window_rows=8, steps=steps)
-    return fit([lesson(seed) for seed in seeds], spec, checks.append), checks[-1]
+    lessons = [lesson(seed) for seed in seeds]
+    return teach(learner_of(way, lessons, spec), lessons, spec, checks.append), checks[-1]
+
+
+WAYS = pytest.mark.parametrize("way", ["compiled", "operators"])
 
 
 def many(networks: int = NETWORKS) -> torch.Tensor:
@@ -47,47 +63,97 @@ def test_the_two_ways_to_compute_are_both_tried_here() -> None:
     assert many(1).numel() < gradients._MANY <= many().numel()
 
 
+def test_plain_kinds_are_compiled_on_the_processor_and_others_are_not() -> None:
+    kinds = [replace(WIDE, kind=kind) for kind in ("undercomplete", "denoising", "sparse", "variational")]
+
+    assert [compiled(spec, CPU) for spec in kinds] == [True, True, False, False]
+    assert not compiled(WIDE, torch.device("cuda"))
+
+
+@WAYS
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
-def test_the_first_steps_of_a_stacked_network_are_those_of_the_same_alone(steps: int) -> None:
-    stacked, _ = learned(range(NETWORKS), steps)
+def test_the_first_steps_of_a_stacked_network_are_those_of_the_same_alone(way: str, steps: int) -> None:
+    stacked, _ = learned(way, range(NETWORKS), steps)
     for seed in (0, 7, NETWORKS - 1):
-        alone, _ = learned(range(seed, seed + 1), steps)
+        alone, _ = learned(way, range(seed, seed + 1), steps)
 
         for one, other in zip(stacked.pick(slice(seed, seed + 1)).tensors(), alone.tensors(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_the_final_loss_of_a_stacked_network_is_that_of_the_same_alone_within_two_percent() -> None:
-    _, together = learned(range(NETWORKS), 150)
-    apart = [learned(range(seed, seed + 1), 150)[1].best_loss[0] for seed in range(2)]
+@WAYS
+def test_the_final_loss_of_a_stacked_network_is_that_of_the_same_alone_within_two_percent(way: str) -> None:
+    _, together = learned(way, range(NETWORKS), 150)
+    apart = [learned(way, range(seed, seed + 1), 150)[1].best_loss[0] for seed in range(2)]
 
     np.testing.assert_allclose(together.best_loss[:2], apart, rtol=0.02)
 
 
-def test_a_finished_network_is_out_of_the_stack(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After each check, batches hold windows of the networks that go on, and of no other."""
-    sizes: list[int] = []
-    at = _Windows.at
+def test_compiled_networks_are_the_same_bit_by_bit_in_a_stack_and_alone() -> None:
+    stacked, _ = learned("compiled", range(5), 150)
+    alone, _ = learned("compiled", range(3, 4), 150)
 
-    def counted(windows: _Windows, starts: np.ndarray) -> torch.Tensor:
-        sizes.append(len(starts))
-        return at(windows, starts)
+    assert all(map(torch.equal, stacked.pick(slice(3, 4)).tensors(), alone.tensors()))
 
-    monkeypatch.setattr(_Windows, "at", counted)
-    left: list[int] = []
+
+@pytest.mark.parametrize("kind", ["undercomplete", "denoising"])
+@pytest.mark.parametrize("hidden", [(), (16,), (24, 12)])
+def test_compiled_steps_are_those_of_pytorchs_gradients_and_of_its_adam(
+    kind: str, hidden: tuple[int, ...]
+) -> None:
+    """Noise, losses and checks included, with values on both sides of either clip."""
+    spec = ModelSpec(
+        features=WIDE.features,
+        window_rows=8,
+        kind=kind,
+        hidden=hidden,
+        code=5,
+        steps=2 * fitting._CHECK_STEPS,
+    )
+    checks: dict[str, list[Check]] = {"compiled": [], "operators": []}
+
+    def learn(way: str) -> Autoencoder:
+        wild = [replace(each, rows=each.rows * np.float32(4)) for each in map(lesson, range(3))]
+        return teach(learner_of(way, wild, spec), wild, spec, checks[way].append)
+
+    one, other = map(learn, checks)
+
+    for found, expected in zip(one.tensors(), other.tensors(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    for here, there in zip(*checks.values(), strict=True):
+        np.testing.assert_allclose(here.loss, there.loss, rtol=1e-4)
+        np.testing.assert_allclose(here.held_out_loss, there.held_out_loss, rtol=1e-4)
+
+
+@WAYS
+def test_a_finished_network_costs_nothing(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """After each check, windows are cut for the networks that go on, and for no other."""
+    cut: list[int] = []
+    at, descend = Windows.at, learners.descend
+
+    def operated(windows: Windows, networks: np.ndarray, starts: np.ndarray) -> torch.Tensor:
+        cut.append(starts.size)
+        return at(windows, networks, starts)
+
+    def descended(rows: np.ndarray, picks: np.ndarray, *rest: object) -> float:
+        cut.append(picks.size)
+        return descend(rows, picks, *rest)
+
+    monkeypatch.setattr(Windows, "at", operated)
+    monkeypatch.setattr(learners, "descend", descended)
     few = [lesson(seed, rows=60) for seed in range(4)]
     spec = ModelSpec(features=WIDE.features, window_rows=8, hidden=(16,), code=12, steps=1_200)
+    left, sums = [4], [0]
 
     def check(found: Check) -> None:
         left.append(len(few) - found.finished)
+        sums.append(sum(cut))
 
-    fit(few, spec, check)
+    teach(learner_of(way, few, spec), few, spec, check)
 
-    each_check = fitting._CHECK_STEPS + 2
-    between = np.array(sizes).reshape(-1, each_check)
-    assert (between == between[:, :1]).all()
-    assert between[:, 0].tolist() == [4, *left[:-1]]
-    assert len(set(left)) > 1
+    each = fitting._CHECK_STEPS * fitting._BATCH + 2 * learners.CHECK_WINDOWS
+    assert np.diff(sums).tolist() == [networks * each for networks in left[:-1]]
+    assert len(set(left)) > 2
 
 
 class TestGradients:
@@ -170,9 +236,8 @@ class TestDevice:
 
     def test_windows_cut_by_the_compiled_loop_are_those_of_the_rows(self) -> None:
         lessons = [lesson(seed) for seed in range(2)]
-        windows = _Windows(lessons, WIDE, CPU)
 
-        found = windows.at(windows.base[:, None] + np.array([[0, 5], [7, 292]]))
+        found = Windows(lessons, WIDE, CPU).at(np.arange(2), np.array([[0, 5], [7, 292]]))
 
         assert found.shape == (2, 2, 32)
         assert np.array_equal(found[0, 1].numpy(), lessons[0].rows[5:13].ravel())
@@ -189,7 +254,7 @@ class TestThreads:
 
     @pytest.fixture(autouse=True)
     def small_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(blocks, "_NETWORKS_AT_ONCE", {"cpu": 2})
+        monkeypatch.setattr(blocks, "networks_at_once", lambda *_: 2)
 
     def test_the_same_bundle_comes_of_any_number_of_them(self) -> None:
         one, three = (
@@ -199,19 +264,38 @@ class TestThreads:
         assert one.sha == three.sha
 
     def test_blocks_are_at_work_at_the_same_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        both, reconstruct = threading.Barrier(2), Autoencoder.reconstruct
+        both, descend = threading.Barrier(2), learners.descend
         met = threading.local()
 
-        def meeting(network: Autoencoder, inputs: torch.Tensor) -> torch.Tensor:
-            if torch.is_grad_enabled() and not hasattr(met, "once"):
+        def meeting(*arguments: object) -> float:
+            if not hasattr(met, "once"):
                 met.once = both.wait(10)
-            return reconstruct(network, inputs)
+            return descend(*arguments)
 
-        monkeypatch.setattr(Autoencoder, "reconstruct", meeting)
+        monkeypatch.setattr(learners, "descend", meeting)
 
         train(self.ROWS, self.FEW, source={}, created_at=WHEN, threads=2)
 
         assert not both.broken
+
+    def test_they_share_no_product_while_they_train(self) -> None:
+        """BLAS has a team of its own for large ones, for which threads would wait in line."""
+
+        def threads() -> set[int]:
+            return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+        with threadpool_limits(2, "blas"):
+            meanwhile: set[int] = set()
+            train(
+                self.ROWS,
+                self.FEW,
+                source={},
+                created_at=WHEN,
+                on_progress=lambda _: meanwhile.update(threads()),
+            )
+
+            assert meanwhile == {1}
+            assert threads() == {2}
 
     def test_progress_is_told_by_the_callers_thread_of_all_blocks_together(self) -> None:
         seen: list[Progress] = []

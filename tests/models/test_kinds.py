@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from models import Autoencoder, ModelSpec, SeriesRows, kinds, load, save, train
-from models.fitting import Check, Lesson, fit
+from models.fitting import Check, fit
 from models.kinds import _ACTIVITY, _CONTRACTION, KINDS, misfit
+from models.lessons import Lesson
 from models.samples import split
 from models.scaling import Scaling
 from models.stack import Stack

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cache
-from html.parser import HTMLParser
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from reading_pages import Reader
 
 from models.episodes import Episode, LeftOut
 from models.history import Part
@@ -209,30 +209,6 @@ class TestReport:
             len(each.features) for each in learned().report.worst
         )
         assert "nan" not in page.lower().replace("tenant", "")
-
-
-class Reader(HTMLParser):
-    """What stands in a page; tags that are left open stay in ``open``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags, self.open, self.attributes, self.text = list[str](), list[str](), set[str](), ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 class TestPictures:

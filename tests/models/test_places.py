@@ -1,8 +1,12 @@
-"""Folders of bundles away from the disk: fsspec's own file system in memory stands for an object store."""
+"""Folders of bundles away from the disk: on fsspec's own file system in memory, and on a server of S3."""
 
 from __future__ import annotations
 
+import importlib
+import re
 import shutil
+import sys
+import tomllib
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,16 +17,20 @@ from typing import NoReturn
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from packaging.requirements import Requirement
 
 from models import Bundle, Registry
 from models.bundle import attach
 from models.manifest import MANIFEST_FILE, MODEL_FILE
 from pipeline.errors import BundleError, ConfigError, NotFound, StoreDown
 
+ROOT = Path(__file__).resolve().parents[2]
 
-@pytest.fixture
-def url() -> Iterator[str]:
-    name = f"memory://{uuid.uuid4().hex}"
+
+@pytest.fixture(params=["memory", "s3"])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    root = request.getfixturevalue("s3_url") if request.param == "s3" else "memory:/"
+    name = f"{root}/{uuid.uuid4().hex}"
     yield name
     files, path = fsspec.url_to_fs(name)
     if files.exists(path):
@@ -85,6 +93,33 @@ def test_what_a_killed_writer_left_is_found_once_it_is_old(
         registry.delete("pumps", "..")
 
 
+# Whoever promotes looks for the bundle after it said so, and must not find one that is about to go.
+@pytest.mark.parametrize("away", [False, True])
+def test_a_bundle_is_withdrawn_while_it_is_asked_for_and_stays_where_it_is_needed(
+    bundle: Bundle, url: str, tmp_path: Path, *, away: bool
+) -> None:
+    registry = Registry(url if away else tmp_path)
+    bundle_id = registry.save("pumps", bundle)
+    seen = []
+
+    def needed() -> bool:
+        seen.append(registry.holds("pumps", bundle_id))
+        seen.append(registry.delete("pumps", bundle_id, lambda: False))  # another one does not take it
+        return True
+
+    def failing() -> bool:
+        raise StoreDown("the bus is gone")
+
+    assert not registry.delete("pumps", bundle_id, needed)
+    assert seen == [False, False]
+    with pytest.raises(StoreDown, match="the bus is gone"):
+        registry.delete("pumps", bundle_id, failing)
+    assert registry.load("pumps", bundle_id).sha == bundle_id
+
+    assert registry.delete("pumps", bundle_id, lambda: False)
+    assert registry.bundles("pumps") == []
+
+
 @pytest.mark.parametrize("away", [False, True])
 def test_writers_of_one_bundle_agree(bundle: Bundle, url: str, tmp_path: Path, *, away: bool) -> None:
     registries = [Registry(url if away else tmp_path) for _ in range(8)]
@@ -95,6 +130,22 @@ def test_writers_of_one_bundle_agree(bundle: Bundle, url: str, tmp_path: Path, *
     assert set(saved) == {bundle.sha}
     assert registries[0].load("pumps", bundle.sha).sha == bundle.sha
     assert away or [each.name for each in (tmp_path / "pumps").iterdir()] == [bundle.sha]
+
+
+# Clients of stores remember what they listed; a worker must see what a retrainer elsewhere saved since.
+def test_what_another_program_saved_and_removed_is_seen(bundle: Bundle, s3_url: str) -> None:
+    url = f"{s3_url}/{uuid.uuid4().hex}"
+    registry = Registry(url)
+    assert registry.bundles("pumps") == []
+    bundle_id = registry.save("pumps", bundle)
+    assert registry.bundles("pumps") == [bundle_id]
+
+    elsewhere, path = fsspec.url_to_fs(f"{url}/pumps", skip_instance_cache=True)
+    other = "0" * 64
+    elsewhere.copy(f"{path}/{bundle_id}/{MANIFEST_FILE}", f"{path}/{other}/{MANIFEST_FILE}")
+    assert registry.bundles("pumps") == sorted([other, bundle_id])
+    elsewhere.rm_file(f"{path}/{bundle_id}/{MANIFEST_FILE}")
+    assert not registry.holds("pumps", bundle_id)
 
 
 class Troubled(MemoryFileSystem):
@@ -125,13 +176,13 @@ def test_a_store_that_fails_in_its_own_way_is_down(bundle: Bundle) -> None:
 def test_the_manifest_is_written_last(bundle: Bundle, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     files, _ = fsspec.url_to_fs(url)
-    before = type(files).pipe_file
+    before = files.pipe_file
 
-    def noting(self: object, path: str, *arguments: object, **more: object) -> object:
+    def noting(path: str, *arguments: object, **more: object) -> object:
         written.append(path.rsplit("/", 1)[-1])
-        return before(self, path, *arguments, **more)
+        return before(path, *arguments, **more)
 
-    monkeypatch.setattr(type(files), "pipe_file", noting)
+    monkeypatch.setattr(files, "pipe_file", noting)  # there is one of a store in a process
     Registry(url).save("pumps", attach(bundle, {"report.json": b"{}"}))
 
     assert written == ["report.json", MODEL_FILE, MANIFEST_FILE]
@@ -150,8 +201,31 @@ def test_damage_away_from_the_disk_is_found_as_well(bundle: Bundle, url: str) ->
 
 
 def test_what_fsspec_cannot_open_is_a_mistake_in_the_configuration() -> None:
-    with pytest.raises(ConfigError, match="nonsense"):
+    with pytest.raises(ConfigError, match="registry: 'nonsense://models' cannot be opened"):
         Registry("nonsense://models")
+
+
+@pytest.mark.parametrize(
+    ("url", "library", "extra"),
+    [
+        ("s3://models/offbeat", "s3fs", "s3"),
+        ("gs://models/offbeat", "gcsfs", "gcs"),
+        ("abfs://models/offbeat", "adlfs", "azure"),
+        ("az://models/offbeat", "adlfs", "azure"),
+    ],
+)
+def test_a_store_whose_library_is_missing_names_the_extra(
+    url: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
+    known = importlib.import_module("fsspec.registry")._registry
+    monkeypatch.delitem(known, url.partition(":")[0], raising=False)  # nor had been used before
+
+    with pytest.raises(ConfigError, match=re.escape(f"install it with: pip install 'offbeat[{extra}]'")):
+        Registry(url)
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [Requirement(each).name for each in extras[extra]] == [library]
 
 
 def test_a_disk_that_takes_nothing_is_said_and_leaves_nothing(bundle: Bundle, tmp_path: Path) -> None:

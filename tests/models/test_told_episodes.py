@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 
 import pytest
+from kafka import KafkaProducer
 
 from models.episodes import OPEN_NS, Episode, LeftOut, called_normal, called_right, told_episodes
 from pipeline import config
 from pipeline.alerts import Transition
 from pipeline.bus import connect
 from pipeline.control import ControlView, Feedback, Verdict, send
-from pipeline.journal import Entry, InForce, Transitions, sends
+from pipeline.errors import BusDown
+from pipeline.journal import Entry, InForce, JournalLog, Transitions, sends
 from pipeline.ports import Broker
 from pipeline.records import RecordBatch, Send, TopicPartition, TopicSpec
 
 TOPIC, JOURNAL = "t", "j"
+DEADLINE_S = 20.0
 
 
 @contextmanager
@@ -182,3 +187,41 @@ def test_a_stream_that_nobody_watched_leaves_nothing_out() -> None:
         found = LeftOut.of(settings, "s", broker.reader(), ControlView())
 
     assert found == LeftOut((), [])
+
+
+# A retrainer reads the journal while workers commit all the time: it takes what is there, and waits for none.
+@pytest.mark.kafka
+def test_on_kafka_an_open_commit_is_not_waited_for_and_not_read(kafka_bootstrap: str) -> None:
+    topic, journal = f"t-{uuid.uuid4().hex}", f"j-{uuid.uuid4().hex}"
+    with ExitStack() as opened:
+        broker = opened.enter_context(closing(connect(f"kafka://{kafka_bootstrap}")))
+        broker.admin().create([TopicSpec(topic, 1), TopicSpec(journal, 1)])
+        producer, reader = broker.producer(), broker.reader()
+        producer.send([Send(topic, b"a", b"{}", partition=0) for _ in range(10)])
+        first = Transitions(through=3, changes=[change("a", 1, "firing", 6)])
+        begun = in_force(broker, 0, reader.bounds(topic)[0].topic_id)
+        producer.send(sends(journal, 0, [begun, first]))
+        producer.flush()
+        worker = opened.enter_context(
+            closing(KafkaProducer(bootstrap_servers=kafka_bootstrap, transactional_id=uuid.uuid4().hex))
+        )
+        worker.init_transactions()
+        worker.begin_transaction()
+        second = Transitions(through=5, changes=[change("a", 2, "resolved", 9)])
+        for each in sends(journal, 0, [second]):
+            worker.send(journal, value=each.value, partition=0)
+        worker.flush()
+        bounds = reader.bounds(journal)[0]
+        assert bounds.end_offset < bounds.written_offset
+
+        [found] = told_episodes(reader, topic, journal, ())
+        assert (found.started_ns, found.ended_ns) == (5, OPEN_NS)
+        with pytest.raises(BusDown, match="not settled yet"):
+            JournalLog(reader, journal).entries(0)
+
+        worker.commit_transaction()
+        deadline = time.monotonic() + DEADLINE_S
+        while reader.bounds(journal)[0].end_offset <= bounds.written_offset:
+            assert time.monotonic() < deadline
+        [found] = told_episodes(reader, topic, journal, ())
+        assert found.ended_ns == 9

@@ -10,8 +10,10 @@ import torch
 
 from models import Bundle, ModelSpec, Progress, SeriesRows, StackScorer, rows_needed, train
 from models.autoencoder import Autoencoder
-from models.fitting import _CHECK_STEPS, Check, Lesson, _drop, fit
+from models.fitting import _CHECK_STEPS, Check, fit
 from models.kinds import misfit
+from models.learners import drop
+from models.lessons import Lesson
 from models.samples import split
 from models.scaling import Scaling
 from models.training import _calibrate
@@ -153,7 +155,7 @@ def test_a_network_goes_on_as_it_was_when_another_leaves() -> None:
 
     both, their_optimiser = start(slice(0, 2))
     learn(both, their_optimiser, target)
-    _drop(their_optimiser, torch.tensor([1]))
+    drop(their_optimiser, torch.tensor([1]))
     learn(both, their_optimiser, target[1:])
     alone, own_optimiser = start(slice(1, 2))
     learn(alone, own_optimiser, target[1:])

@@ -32,7 +32,7 @@ def line(**others: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of Line
     return {
         "value": 0.4, "last_value": 0.6, "policy": {"policy": "ewma", "k": 5}, "mean": 0.2, "sd": 0.04,
         "quantile": None, "rows": 1200, "raised": 1.0, "grown": None, "false_alarms": 0,
-        "accepted": False, **others,
+        "accepted": False, "carried": False, **others,
     }  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def test_what_people_decided_is_told() -> None:
         "id": "a" * 12, "mode": "freeze", "who": "ada@desk", "why": "new filter", "start": BEFORE,
         "end": AT + timedelta(hours=1), "matchers": {"series": "pump-*", "severity": "warning"},
     }  # fmt: skip
-    raised = line(raised=1.1, false_alarms=2, accepted=True)
+    raised = line(raised=1.1, false_alarms=2, accepted=True, carried=True)
 
     told = sentences(
         trace(judgement=judgement(line=raised, taught=False, frozen_by=silence), silences=[silence])
@@ -163,6 +163,7 @@ def test_what_people_decided_is_told() -> None:
 
     assert told[1:] == [
         "Somebody accepted what the series does as its new normal: the threshold starts with this row.",
+        "The model changed: the threshold starts with what the new one makes of the rows before this.",
         "The threshold is raised by 10% on account of 2 false alarms.",
         (
             "The threshold learned nothing from it: the silence aaaaaaaaaaaa of ada@desk froze it, because: "

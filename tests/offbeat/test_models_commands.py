@@ -22,11 +22,12 @@ from models import Registry
 from models.bundle import attach
 from models.manifest import MANIFEST_FILE, MODEL_FILE
 from offbeat.app import StreamModels
+from offbeat.bundles import Rubbish, remove, rubbish
 from offbeat.controls import Control
 from pipeline.bus import connect
 from pipeline.config import load
-from pipeline.control import Refused, send
-from pipeline.errors import BundleError
+from pipeline.control import ControlView, Refused, send
+from pipeline.errors import BundleError, OffbeatError
 
 SMALL = """
   sensors:
@@ -154,6 +155,26 @@ def test_a_pinned_bundle_is_named_and_stays_until_it_is_unpinned(installation: I
     installation.ok("models", "unpin", "sensors", "--why", "new pumps")
     installation.ok("models", "gc", "--keep", "0", "--yes")
     assert not there(installation, extra)
+
+
+def test_pinning_tells_programs_what_was_pinned_before(installation: Installation) -> None:
+    first, second, _ = ids(installation)
+    why = ["--why", "a good week"]
+
+    told = [
+        *installation.json("models", "pin", "sensors", first, *why),
+        *installation.json("models", "pin", "sensors", second[:8], *why),
+        *installation.json("models", "unpin", "sensors", *why),
+        *installation.json("models", "unpin", "sensors", *why),
+    ]
+
+    assert told == [
+        {"pinned": first, "before": None},
+        {"pinned": second, "before": first},
+        {"pinned": None, "before": second},
+        {"pinned": None, "before": None},
+    ]
+    assert "has no pinned bundle; nothing was changed" in installation.ok("models", "unpin", "sensors", *why)
 
 
 def test_a_champion_that_is_gone_is_named_and_nothing_else_is_removed(installation: Installation) -> None:
@@ -388,6 +409,18 @@ class TestMoving:
 
         assert first in ids(installation)
 
+    def test_a_bundle_for_other_rows_is_taken_in_and_said_to_be_of_no_use_now(
+        self, installation: Installation, exported: Path
+    ) -> None:
+        config = installation.folder / "offbeat.yaml"
+        config.write_text(config.read_text().replace("window: ", "window: 1"))
+
+        text = installation.ok("models", "import", "sensors", str(exported))
+        [again] = installation.json("models", "import", "sensors", str(exported))
+
+        assert "cannot be put to use as things are: bundle" in text
+        assert "has windows of" in again["misfit"]
+
     @pytest.fixture
     def exported(self, installation: Installation, tmp_path: Path) -> Path:
         path = tmp_path / "good.tar"
@@ -551,6 +584,150 @@ class TestRemoving:
         installation.ok("models", "gc", "--keep", "0", "--yes")
 
         assert there(installation, third)
+
+
+class Racing:
+    """Somebody who promotes a bundle that nothing needs, while somebody else removes what nothing needs."""
+
+    def __init__(self, installation: Installation) -> None:
+        config = load(installation.config)
+        self.bundle, self.registry = orphan(installation), Registry(config.registry)
+        self.broker = connect(config.bus)
+        self.promoter = Control(config, self.broker, "a promoter")
+        self.remover = Control(config, self.broker, "a remover")
+        self.succeeded: bool | None = None
+
+    @property
+    def held(self) -> bool:
+        return self.registry.holds("sensors", self.bundle)
+
+    def found(self) -> Rubbish:
+        return rubbish(self.registry, self.remover.view(), "sensors", replayed=(), keep=0)
+
+    def remove(self, found: Rubbish, look: Callable[[], ControlView] | None = None) -> None:
+        remove(self.registry, look or self.remover.view, "sensors", found)
+
+    def promote(self, there: Callable[[], bool] | None = None) -> None:
+        self.succeeded = True
+        try:
+            self.promoter.promote("sensors", self.bundle, "to race", there or (lambda: self.held))
+        except OffbeatError:
+            self.succeeded = False
+
+
+def promoted_before_it_is_withdrawn(race: Racing) -> None:
+    found = race.found()
+    race.promote()
+    race.remove(found)
+    assert race.succeeded
+
+
+def said_before_and_looked_for_while_it_is_withdrawn(race: Racing) -> None:
+    found, seen = race.found(), list[bool]()
+
+    def look() -> ControlView:
+        seen.append(race.held)
+        return race.remover.view()
+
+    def there() -> bool:
+        race.remove(found, look)
+        return seen[0]
+
+    race.promote(there)
+    assert not race.succeeded
+    assert race.held
+
+
+def said_before_and_looked_for_after(race: Racing) -> None:
+    found = race.found()
+
+    def there() -> bool:
+        race.remove(found)
+        return race.held
+
+    race.promote(there)
+    assert race.succeeded
+
+
+def promoted_while_it_is_withdrawn_and_before_the_last_look(race: Racing) -> None:
+    def look() -> ControlView:
+        race.promote()
+        return race.remover.view()
+
+    race.remove(race.found(), look)
+    assert not race.succeeded
+    assert race.held
+
+
+def promoted_while_it_is_withdrawn_and_after_the_last_look(race: Racing) -> None:
+    def look() -> ControlView:
+        last = race.remover.view()
+        race.promote()
+        return last
+
+    race.remove(race.found(), look)
+    assert not race.succeeded
+    assert not race.held
+
+
+def promoted_after_it_is_removed(race: Racing) -> None:
+    race.remove(race.found())
+    race.promote()
+    assert not race.succeeded
+    assert not race.held
+
+
+def promoted_and_rolled_back_before_it_is_withdrawn(race: Racing) -> None:
+    found, champion = race.found(), race.promoter.view().champions["sensors"]
+    race.promote()
+    race.promoter.promote("sensors", champion, "rolled back")
+    race.remove(found)
+    race.succeeded = False
+    assert race.held  # a worker may have judged records with it
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        promoted_before_it_is_withdrawn,
+        said_before_and_looked_for_while_it_is_withdrawn,
+        said_before_and_looked_for_after,
+        promoted_while_it_is_withdrawn_and_before_the_last_look,
+        promoted_while_it_is_withdrawn_and_after_the_last_look,
+        promoted_after_it_is_removed,
+        promoted_and_rolled_back_before_it_is_withdrawn,
+    ],
+)
+def test_a_promotion_while_bundles_are_removed_loses_no_champion(
+    installation: Installation, order: Callable[[Racing], None]
+) -> None:
+    before, race = in_use(installation), Racing(installation)
+
+    with closing(race.broker):
+        order(race)
+
+        champion = race.promoter.view().champions["sensors"]
+        assert champion == (race.bundle if race.succeeded else before)
+        assert race.registry.load("sensors", champion).sha == champion
+
+
+def test_a_bundle_that_is_pinned_while_it_is_removed_is_not_taken_for_pinned(
+    installation: Installation,
+) -> None:
+    race = Racing(installation)
+    with closing(race.broker):
+        race.remover.pin("sensors", race.bundle, "first", lambda: True)
+        race.remover.pin("sensors", None, "no more")
+        found = race.found()
+        race.promoter.pin("sensors", race.bundle, "to race", lambda: race.held)
+        race.remove(found)
+        assert race.held
+
+        race.remover.pin("sensors", None, "no more")
+        race.remove(race.found())
+        with pytest.raises(OffbeatError, match="was removed at the same moment"):
+            race.promoter.pin("sensors", race.bundle, "to race", lambda: race.held)
+        assert race.remover.view().pinned["sensors"] is None
 
 
 def orphan(installation: Installation) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -79,6 +80,11 @@ class TestOnce:
 
         shown = installation.ok("models", "show", "sensors", refused["bundle_id"])
         assert f"by {view(installation).refusals['sensors'][0].who}: {refused['why']}" in shown
+        assert "at the gate: not promoted, too little data to tell, against the champion, " in shown
+        assert re.search(r"faults found +champion +\d+ of (\d+) +\d+ of \1 .*points.* unclear\n", shown)
+        assert re.search(r"held-out error +0\.\d+ +0\.\d+\n", shown)
+        numbers = installation.json("models", "show", "sensors", refused["bundle_id"])[-1]["gate"]
+        assert numbers == refused["gate"]
 
         forced = installation.ok("retrain", "--once", "--force", "--why", "hotter pumps")
         assert "forced (hotter pumps), whatever the gate says: the champion stays" in forced

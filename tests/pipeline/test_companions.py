@@ -112,7 +112,8 @@ class Recipe:
     def row(self, window: Values) -> tuple[float, float]:
         """The joined scores of a window and of its last row's own error."""
         row = window[-1]
-        error, last = float(np.abs(window).mean()), float(np.abs(row).mean())
+        each_row = np.abs(window).mean(axis=1)  # the scorer's error, and no part of the recipe
+        error, last = float(np.sqrt((each_row**2).mean())), float(each_row[-1])
         level_z = [
             abs(x - each.mean) / max(each.variance**0.5, 0.05)
             for x, each in zip(row, self.levels, strict=True)
@@ -194,16 +195,54 @@ def test_every_score_is_the_one_of_the_recipe(rows: Values) -> None:
     assert np.ptp(wanted) > 1
 
 
-def test_without_an_own_line_it_is_lower_where_rarity_weighs_the_score() -> None:
-    found = [
-        Feed(joint(features, line=None, rarity=rarity), FakeScorer())
-        .send(*events(noise(9, features)))
-        .scores[0]
-        .threshold[0]
-        for features, rarity in ((1, True), (1, False), (2, True))
-    ]
+class CalibratedOn(FakeScorer):
+    """A model that was calibrated on so many held-out rows."""
 
-    assert found == [0.444, 1.55, 3.25]
+    def __init__(self, held_out: float, **known: float) -> None:
+        super().__init__(**known)
+        self._held_out = held_out
+
+    def assign(self, series: Sequence[str]) -> Calibrated:
+        found = super().assign(series)
+        found.calibration[:, 4] = self._held_out
+        return found
+
+
+class TestLine:
+    """Where the line of the joined score is, in windows of 8 rows."""
+
+    def line(self, features: int, held_out: float = math.inf, **threshold: object) -> float:
+        feed = Feed(joint(features, **{"line": None, **threshold}), CalibratedOn(held_out))
+        return float(feed.send(*events(noise(9, features))).scores[0].threshold[0])
+
+    def test_of_one_feature_it_is_lower_where_rarity_weighs_the_score(self) -> None:
+        assert [self.line(1, 4, rarity=rarity) for rarity in (True, False)] == [0.444, 1.55]
+
+    def test_of_several_it_rises_with_their_fifth_root(self) -> None:
+        assert [self.line(features) for features in (2, 16)] == pytest.approx([1.780, 2.699], rel=1e-3)
+
+    def test_it_is_two_standard_errors_higher_where_the_calibration_rests_on_few_rows(self) -> None:
+        deviations = np.random.default_rng(0).normal(size=(100_000, 25)).std(axis=1)
+
+        rise = self.line(4, held_out=25 * 8) / self.line(4) - 1
+
+        assert rise == pytest.approx(2 * deviations.std(), rel=0.05)
+
+    @pytest.mark.parametrize("change", ["accepted", "another model"])
+    def test_it_rests_on_the_same_rows_after_a_new_normal(self, change: str) -> None:
+        feed = Feed(joint(4, line=None), CalibratedOn(400))
+        before = feed.send(*events(noise(20, 4))).scores[0].threshold[-1]
+        if change == "accepted":
+            accept(feed.state.rows[0])
+        else:
+            feed.state.adopt(CalibratedOn(400, normal_error=0.01), "another")
+
+        after = feed.send(*events(noise(20, 4), first=20)).scores[0].threshold[0]
+
+        assert after == pytest.approx(before)
+
+    def test_a_line_that_is_set_stands_as_it_is(self) -> None:
+        assert self.line(4, 4, line=3.0) == 3.0
 
 
 class TestState:
@@ -291,15 +330,15 @@ class TestState:
             )
 
         off = {"level": False, "shapes": False, "rarity": False}
-        assert size(**off) == 88
-        assert size(**off | {"level": True}) == 88 + 24
-        assert size(**off | {"rarity": True}) == 88 + 208
-        assert size(**off | {"shapes": True}) == 88 + 2_368
-        assert size() == 2_688
-        assert size(features=4) == 88 + 96 + 2_368
-        assert size(features=4, shapes="auto") == 88 + 96
-        assert size(shapes="auto") == 2_688
-        assert size(features=38) == 88 + 912 + 10_048
+        assert size(**off) == 104
+        assert size(**off | {"level": True}) == 104 + 24
+        assert size(**off | {"rarity": True}) == 104 + 208
+        assert size(**off | {"shapes": True}) == 104 + 2_368
+        assert size() == 2_704
+        assert size(features=4) == 104 + 48 + 96 + 2_368
+        assert size(features=4, shapes="auto") == 104 + 48 + 96
+        assert size(shapes="auto") == 2_704
+        assert size(features=38) == 104 + 592 + 912 + 10_048
 
     def test_automatic_shapes_end_where_partitions_are_large(self) -> None:
         small, large = joint(shapes="auto"), joint(shapes="auto")
@@ -464,7 +503,7 @@ class Warmed(FakeScorer):
         segment = np.zeros(len(rows), np.int32)
         go_over(self._seeds.begin, 0, rows, segment, self._seeds, 0, *weights(features), *room)
         last = np.abs((rows - median) / spread).mean(axis=1)
-        windows = np.lib.stride_tricks.sliding_window_view(last, window).mean(axis=1)
+        windows = np.sqrt(np.lib.stride_tricks.sliding_window_view(last**2, window).mean(axis=1))
         self.usual = np.array([windows.mean(), windows.std(), last.mean(), last.std(), len(windows)])
 
     def assign(self, series: Sequence[str]) -> Calibrated:
@@ -499,4 +538,4 @@ def test_a_model_change_causes_no_alert(at: int) -> None:
         highest, at = max(highest, scores.score.max()), at + 300
 
     assert feed.alerts == []
-    assert highest > 0.3
+    assert highest > 0.2

@@ -169,9 +169,10 @@ class TestEvidence:
             "bundle-1",
         )
         assert (alert.source.topic, alert.source.partition, alert.source.offset) == ("readings", 0, 1)
-        assert alert.error == pytest.approx((3 + 13) / 6)
+        error = (((3 / 3) ** 2 + (13 / 3) ** 2) / 2) ** 0.5
+        assert alert.error == pytest.approx(error)
         assert alert.threshold == pytest.approx(1.4)
-        assert alert.score == alert.peak_score == pytest.approx(16 / 6 / 1.4)
+        assert alert.score == alert.peak_score == pytest.approx(error / 1.4)
         assert alert.started_at == alert.at
         assert alert.at.timestamp() == 101
 

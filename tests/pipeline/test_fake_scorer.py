@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from pipeline.ports import Scorer, Windows
 from pipeline.testing import FakeScorer
@@ -24,11 +25,11 @@ def test_it_stands_in_for_a_trained_bundle() -> None:
     assert found.calibration.tolist() == [[2.0, 0.2, 2.0, 0.2, 1_000.0]] * 2
 
 
-def test_the_error_is_the_mean_distance_from_the_level_in_spreads() -> None:
-    errors = FakeScorer(level=10.0, spread=2.0).score(windows([[10.0], [14.0]], [[6.0], [10.0]]))
+def test_the_error_of_a_row_is_its_distance_from_the_level_in_spreads() -> None:
+    errors = FakeScorer(level=10.0, spread=2.0).score(windows([[16.0], [18.0]], [[6.0], [10.0]]))
 
-    assert errors.window.tolist() == [1.0, 1.0]
-    assert errors.last.tolist() == [2.0, 0.0]
+    assert errors.window.tolist() == [pytest.approx(12.5**0.5), pytest.approx(2.0**0.5)]
+    assert errors.last.tolist() == [4.0, 0.0]
 
 
 def test_each_feature_contributes_by_its_distance() -> None:

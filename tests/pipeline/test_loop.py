@@ -18,6 +18,7 @@ from pipeline.records import Assigned
 from pipeline.silences import Matchers, Silence
 from pipeline.state.embedded import EmbeddedServer
 from pipeline.testing import FakeScorer
+from pipeline.thresholds import CARRIED
 
 BAD = b"not JSON"
 OK, NEED_WHOLE, STALE_EPOCH = PutResult.OK, PutResult.NEED_WHOLE, PutResult.STALE_EPOCH
@@ -540,7 +541,7 @@ def test_another_champion_starts_the_moments_anew_and_makes_no_alert(plant: Plan
     plant.desk.promote("bundle-2", FakeScorer(spread=0.2, normal_error=5.0))
     running.later(1)
 
-    assert row_count(running) == 0
+    assert row_count(running) == CARRIED
     stored = plant.stored()
     assert stored is not None
     assert stored.bundle_id == running.status.bundle_id == "bundle-2"
@@ -650,6 +651,22 @@ def test_a_champion_that_cannot_be_had_changes_nothing_and_is_said(plant: Plant)
     plant.desk.promote("bundle-3")
     running.later(1)
     assert (running.status.message, running.status.bundle_id) == ("scoring", "bundle-3")
+
+
+# The second is promoted to mend the first: that it failed as well must not be silent.
+def test_each_champion_in_a_row_that_cannot_be_had_is_told_of_once(plant: Plant) -> None:
+    plant.produce(NORMAL, NORMAL)
+    running = plant.worker().read_all()
+
+    for bundle in ("nobodys-1", "nobodys-2", "nobodys-1"):
+        plant.desk.promote(bundle, missing=True)
+        running.later(1).later(1)
+
+    told = [notice for notice in running.notices if "goes on as it is" in notice]
+    assert [notice.partition(";")[0] for notice in told] == [
+        f"there is no bundle {bundle}" for bundle in ("nobodys-1", "nobodys-2", "nobodys-1")
+    ]
+    assert (running.status.doing, running.status.bundle_id) == ("live", "bundle-1")
 
 
 # The model in use was loaded for rows under the policy before.

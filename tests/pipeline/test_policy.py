@@ -60,6 +60,7 @@ def test_a_rolling_threshold_has_no_fixed_line() -> None:
         quantile=0.0,
         margin=0.0,
         joint_line=0.0,
+        joint_doubt=0.0,
         error_weight=1 - 2 ** (-1 / 1_000),
         level_weight=1 - 2 ** (-1 / 1_000),
         memory_ns=7_200.0 * S,

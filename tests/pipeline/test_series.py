@@ -323,7 +323,7 @@ class TestBytes:
                 assert sum(kind.itemsize for kind, *_ in fields.values()) == array.dtype.itemsize
                 assert [name for name in fields if hasattr(np.void, name)] == []
 
-    def test_one_row_of_schema_version_4_to_the_byte(self) -> None:
+    def test_one_row_of_schema_version_5_to_the_byte(self) -> None:
         """If this fails, the format has changed: raise SCHEMA_VERSION, or stored state is misread."""
         feed = Feed(stream(every="10s", late="0s", features=["x", "y"], labels=["site"]), scorer=None)
         feed.send(
@@ -335,11 +335,11 @@ class TestBytes:
 
         packed = feed.state.pack(whole=True)
 
-        assert SCHEMA_VERSION == 4
+        assert SCHEMA_VERSION == 5
         assert packed.series == [b"a\x1fnorth"]
         assert msgspec.json.decode(packed.header) == {
-            "schema_version": 4,
-            "layout": "b2cc2611d99f70ca",
+            "schema_version": 5,
+            "layout": "c4f8fee82ab67dd3",
             "topic_id": "topic-1",
             "next_offset": 3,
             "clock_ns": 1_000_000_012_000_000_000,

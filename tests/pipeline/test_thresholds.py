@@ -16,10 +16,11 @@ from pipeline.policy import JudgePolicy, judge_policy
 from pipeline.ports import Float32s
 from pipeline.series import Layout
 from pipeline.testing import FakeScorer
-from pipeline.thresholds import BINS, learn, line, most, start, start_again
+from pipeline.thresholds import ACCEPTED, BINS, CARRIED, learn, line, most, start, start_again
 
 HOUR = 3_600 * S
 NO_SKETCH = np.zeros(0, np.float32)
+CALIBRATION = np.array([1.0, 0.1, 2.0, 0.4, 1_000.0])
 
 
 def a_policy(**threshold: object) -> JudgePolicy:
@@ -180,12 +181,47 @@ class TestQuantiles:
 
 def test_an_accepted_row_is_what_is_normal_from_then_on() -> None:
     row = started(1.0, 0.1, 5_000)
+    row["rows"] = ACCEPTED
 
-    start_again(row, NO_SKETCH, np.array([1.0, 0.1, 2.0, 0.4, 1_000.0]), 5.0, 8.0, a_policy())
+    start_again(row, NO_SKETCH, CALIBRATION, 5.0, 8.0, 32, a_policy())
 
     assert (row.error_mean, row.last_mean, row.rows) == (5.0, 8.0, 32)
     assert row.error_variance == pytest.approx(0.5**2)
     assert row.last_variance == pytest.approx(1.6**2)
+
+
+class TestASeriesThatWasCalmUnderAnotherModel:
+    """Under the new one a window's error is 1 give or take 0.1 on held-out rows, a row's 2 and 0.4."""
+
+    def begun(self, error: float, last_error: float, window_rows: int = 32) -> np.void:
+        row = started(1.0, 0.1, 5_000)
+        row["rows"] = CARRIED
+        start_again(row, NO_SKETCH, CALIBRATION, error, last_error, window_rows, a_policy())
+        return row
+
+    def test_it_begins_as_high_as_the_rows_before_stand_under_the_new_model(self) -> None:
+        row = self.begun(3.0, 3.0)
+
+        assert (row.error_mean, row.last_mean) == (pytest.approx(3.0), pytest.approx(6.0))
+        assert row.error_variance == pytest.approx(0.3**2)
+        assert row.last_variance == pytest.approx(1.2**2)
+        assert row.rows == 32
+
+    def test_it_begins_with_the_calibration_where_the_rows_before_are_lower(self) -> None:
+        row = self.begun(0.5, 0.5)
+
+        assert (row.error_mean, row.last_mean, row.rows) == (1.0, 2.0, 1_000)
+
+    def test_its_newest_row_is_judged_and_not_taken_for_normal(self) -> None:
+        others, fault = 1.5, 20.0
+
+        row = self.begun(((31 * others**2 + fault**2) / 32) ** 0.5, fault)
+
+        assert row.error_mean == pytest.approx(others)
+        assert line(row.last_mean, row.last_variance, NO_SKETCH, a_policy()) < fault
+
+    def test_a_window_of_one_row_has_none_before_it(self) -> None:
+        assert self.begun(9.0, 9.0, window_rows=1).error_mean == 1.0
 
 
 class TestWhatTeaches:

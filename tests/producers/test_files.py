@@ -145,6 +145,19 @@ def test_names_and_columns_can_be_chosen(tmp_path: Path) -> None:
     assert report.series == {"boiler": 1}
 
 
+def test_the_column_that_is_called_as_the_event_calls_the_series_names_it(tmp_path: Path) -> None:
+    """What holds a stream's own events is read as such, and not as one series of the file's name."""
+    path = write(tmp_path / "week.csv", "time,asset,series,x", f"{T0},b1,7,1", f"{T0 + 1},b2,8,2")
+
+    events, report = produced(path, series_field="asset")
+
+    assert [event["asset"] for event in events] == ["b1", "b2"]
+    assert report.series == {"b1": 1, "b2": 1}
+    assert produced(path, series_field="asset", series_column="series")[1].series == {"7": 1, "8": 1}
+    assert produced(path, series_field="asset", series="all")[1].series == {"all": 2}
+    assert produced(path, series_field="unit")[1].series == {"week": 2}
+
+
 def test_a_number_in_quotes_is_text_in_jsonl(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", f'{{"time": {T0}, "id": "007", "up": true, "x": 1}}')
 

@@ -52,6 +52,20 @@ def test_one_holds_a_piece_of_work_at_a_time(leases: RedisLeases, new_leases: Ne
     assert leases.keep(lease, LONG_S)
 
 
+def test_how_long_work_is_held_can_be_looked_up(leases: RedisLeases, new_leases: NewLeases) -> None:
+    other = new_leases()
+    assert other.left_s(WORK) == 0
+
+    lease = taken(leases)
+    assert LONG_S - 1 < other.left_s(WORK) <= LONG_S
+    assert other.left_s("something else") == 0
+
+    leases.give(lease)
+    assert other.left_s(WORK) == 0
+    taken(leases, 0)
+    assert other.left_s(WORK) == 0
+
+
 def test_tokens_rise_however_a_hold_ended(leases: RedisLeases, redis: Redis) -> None:
     tokens = [taken(leases, 0).token, taken(leases, 0).token]
     given = taken(leases)

@@ -131,7 +131,9 @@ def principal(windows: Float32s, code: int) -> tuple[Float32s, Float32s]:
     """
     exact = windows.astype(np.float64)
     mean = exact.mean(axis=0)
-    _, _, rows = np.linalg.svd(exact - mean, full_matrices=False)
+    apart = exact - mean
+    squares, found = np.linalg.eigh(apart.T @ apart)  # a tenth of the time that a decomposition of them takes
     directions = np.zeros((windows.shape[1], code), np.float32)
-    directions[:, : len(rows)] = rows[:code].T
+    there = squares[::-1][:code] > squares[-1] * windows.shape[1] * np.finfo(np.float64).eps
+    directions[:, : len(there)] = found[:, ::-1][:, :code] * there
     return mean.astype(np.float32), directions

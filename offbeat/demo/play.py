@@ -207,7 +207,7 @@ class Play:
         judged = scene.judged
         self._burst_at = time.time()
         with Burst(BURST_S) as burst:
-            self._begin("burst", f"{burst.pairs} pairs of busy processes")
+            self._begin("burst", f"{burst.pairs} busy pairs")
             self._watch(BURST_S, until=lambda: not burst.running)
         self._burst_end = time.time()
         self._during = self._figures()

@@ -395,7 +395,7 @@ class TestMoving:
         text = installation.ok("models", "import", "sensors", str(tmp_path / "one.tar"))
         [again] = installation.json("models", "import", "sensors", str(tmp_path / "one.tar"))
 
-        assert again == {"bundle": first}
+        assert again == {"bundle": first, "misfit": None}
         assert f"bundle {first[:12]} is in the registry" in text
         assert first in ids(installation)
         assert in_use(installation) != first

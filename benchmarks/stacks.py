@@ -104,22 +104,22 @@ def lesson(number: int) -> Lesson:
 
 
 class Clock:
-    """Seconds on the wall and of the processor, of stretches of work on so many networks each."""
+    """Seconds on the wall and of the processor, of stretches of work on so many networks or windows each."""
 
     def __init__(self) -> None:
         self._stretches: list[tuple[int, float, float]] = []
 
-    def run(self, work: Callable[[], Any], networks: int = 1) -> Any:  # noqa: ANN401 - whatever the work gives
+    def run(self, work: Callable[[], Any], many: int = 1) -> Any:  # noqa: ANN401 - whatever the work gives
         """Do it on the clock."""
         wall, cpu = time.perf_counter(), time.process_time()
         done = work()
-        self._stretches.append((networks, time.perf_counter() - wall, time.process_time() - cpu))
+        self._stretches.append((many, time.perf_counter() - wall, time.process_time() - cpu))
         return done
 
-    def a_network(self, last: int = 0) -> dict[str, float]:
-        """Seconds for each network, over all stretches or the ``last`` ones."""
-        networks, wall, cpu = np.sum(self._stretches[-last:], axis=0).tolist()
-        return {"wall_s": wall / networks, "cpu_s": cpu / networks}
+    def each(self, last: int = 0) -> dict[str, float]:
+        """Seconds for one of them, over all stretches or the ``last`` ones."""
+        many, wall, cpu = np.sum(self._stretches[-last:], axis=0).tolist()
+        return {"wall_s": wall / many, "cpu_s": cpu / many}
 
 
 def train(spec: ModelSpec, networks: int, sample: int) -> tuple[dict[str, Any], Autoencoder]:
@@ -155,13 +155,13 @@ def train(spec: ModelSpec, networks: int, sample: int) -> tuple[dict[str, Any], 
         kept.append(clocks["stacked"].run(work, len(lessons)))
         for name in ways:
             alone(name, chosen[half:])
-        stacked = clocks["stacked"].a_network(1)["wall_s"]
-        ratios.append({name: clocks[name].a_network(len(chosen))["wall_s"] / stacked for name in ways})
+        stacked = clocks["stacked"].each(1)["wall_s"]
+        ratios.append({name: clocks[name].each(len(chosen))["wall_s"] / stacked for name in ways})
         print(f"{numbers[-1] + 1:,} of {networks:,} networks trained", flush=True)
     few = [lesson(number) for number in range(min(networks, 64))]
     clocks["one_thread"].run(lambda: fit_blocks(few, spec, CPU, 1, lambda _: None), len(few))
 
-    a_network = {name: clock.a_network() for name, clock in clocks.items()}
+    a_network = {name: clock.each() for name, clock in clocks.items()}
     found = {
         "a_network": a_network,
         "alone_sample": len(apart["alone"]),
@@ -231,11 +231,12 @@ def score(network: Autoencoder, rounds: int) -> dict[str, Any]:
     cpu_s: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            work()
+            clock = Clock()
+            clock.run(work, POLL)
             if number:  # the first one warms up
-                rates[name].append(POLL / (time.perf_counter() - wall))
-                cpu_s[name].append((time.process_time() - cpu) / POLL * 1e6)
+                taken = clock.each()
+                rates[name].append(1 / taken["wall_s"])
+                cpu_s[name].append(taken["cpu_s"] * 1e6)
     return {
         "poll": POLL,
         "windows_per_s": {name: _spread(each) for name, each in rates.items()},

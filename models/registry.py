@@ -42,8 +42,8 @@ class Registry:
         save(bundle, self._stream(stream) / bundle.sha)
         return bundle.sha
 
-    def take(self, stream: str, folder: str | Path) -> str:
-        """Keep the bundle in a folder that nobody else writes to, byte for byte; returns its id.
+    def take(self, stream: str, folder: str | Path) -> Bundle:
+        """Keep the bundle in a folder that nobody else writes to, byte for byte; returns it.
 
         A damaged one of this id gives way to it.
 
@@ -59,7 +59,7 @@ class Registry:
         except NotFound:
             pass
         copy(Place.at(folder), bundle.manifest, self._stream(stream) / bundle.sha)
-        return bundle.sha
+        return bundle
 
     def bundles(self, stream: str) -> list[str]:
         """The ids of the stream's bundles, sorted; a folder without a manifest is none."""

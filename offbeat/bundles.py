@@ -243,8 +243,8 @@ def _content(registry: Registry, stream: str, bundle_id: str, name: str) -> byte
         return None
 
 
-def bring(registry: Registry, stream: str, path: Path) -> str:
-    """Take in a bundle from a tar file that `export` wrote, or from a folder; returns its id.
+def bring(registry: Registry, stream: str, path: Path) -> Bundle:
+    """Take in a bundle from a tar file that `export` wrote, or from a folder; returns it.
 
     It is checked whole, outside the registry, before it appears there.
 

@@ -421,10 +421,10 @@ def import_(
 
     misfit = None
     with opened(config, stream, "import") as at:
-        bundle_id = bundles.bring(at.registry, at.stream, file)
-        spec = at.registry.load(at.stream, bundle_id).manifest.spec
+        brought = bundles.bring(at.registry, at.stream, file)
+        bundle_id = brought.sha
         try:
-            check_fits(spec, bundle_id, at.stream, at.config.stream(at.stream))
+            check_fits(brought.manifest.spec, bundle_id, at.stream, at.config.stream(at.stream))
         except BundleError as error:
             misfit = str(error)
     if json:

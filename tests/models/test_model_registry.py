@@ -62,7 +62,7 @@ def test_a_bundle_is_taken_in_byte_for_byte_whoever_wrote_it(bundle: Bundle, tmp
     forge_model(tmp_path / "from", with_header(model, header(model)))  # as another version writes it
     registry = Registry(tmp_path / "models")
 
-    bundle_id = registry.take("pumps", tmp_path / "from")
+    bundle_id = registry.take("pumps", tmp_path / "from").sha
 
     assert bundle_id != bundle.sha
     assert registry.load("pumps", bundle_id).sha == bundle_id
